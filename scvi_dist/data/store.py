@@ -1,0 +1,179 @@
+"""The contract between scvi_dist and anything that holds cells.
+
+A :class:`Store` is **one** matrix of counts (X, a layer or raw) with the obs table beside it.
+What goes to another process is its :class:`StoreLocator`; open handles never travel.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_dist.batch import CsrRows
+from scvi_dist.data.filesystem import redact_url
+from scvi_dist.errors import UnsupportedStore
+
+Range = tuple[int, int]
+"""Rows ``start … stop - 1``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreLocator:
+    """Where a store is and how to open it again, in any process. Picklable; holds no secret."""
+
+    kind: str
+    """Key of ``OPENERS``."""
+    url: str
+    """A local path or any fsspec URL; for a view, the URL of what it looks at."""
+    layer: str | None = None
+    """``None`` is X, ``"raw"`` is raw.X, anything else is the layer of that name."""
+    storage_options: tuple[tuple[str, Any], ...] = ()
+    """fsspec options that are not secrets (those come from the environment)."""
+    parts: tuple["StoreLocator", ...] = ()
+    """What a view or a collection is made of."""
+    options: tuple[tuple[str, Any], ...] = field(default=())
+    """What else the opener of this kind needs; JSON values."""
+
+    def open(self) -> "Store":
+        """A store with handles of its own."""
+        if self.kind not in OPENERS:
+            raise UnsupportedStore(
+                f"no reader for stores of kind {self.kind!r} ({self.redacted_url}); "
+                f"known kinds: {', '.join(sorted(OPENERS))}."
+            )
+        module, name = OPENERS[self.kind].split(":")
+        opener: Callable[[StoreLocator], Store] = getattr(import_module(module), name)
+        return opener(self)
+
+    @property
+    def redacted_url(self) -> str:
+        """The URL without user name, password or query; safe to log."""
+        return redact_url(self.url)
+
+
+OPENERS: dict[str, str] = {
+    "h5ad": "scvi_dist.data.h5ad:open_h5ad",
+    "zarr": "scvi_dist.data.zarr:open_zarr",
+    "memory": "scvi_dist.data.memory:open_memory",
+    "collection": "scvi_dist.data.collection:open_collection",
+    "subset": "scvi_dist.data.subset:open_subset",
+}
+"""Kind of store -> ``module:function`` that takes a locator; loaded on first use."""
+
+
+class Store(ABC):
+    """One matrix of counts, cells x genes, with its obs table.
+
+    Reading methods are safe to call from several threads. Nothing is ever written.
+    ``scvi_dist.testing.StoreConformance`` is the suite that every adapter passes.
+    """
+
+    locator: StoreLocator
+
+    @property
+    @abstractmethod
+    def n_obs(self) -> int:
+        """Cells."""
+
+    @property
+    @abstractmethod
+    def n_vars(self) -> int:
+        """Genes of this matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n_obs, self.n_vars
+
+    @property
+    @abstractmethod
+    def var_names(self) -> np.ndarray:
+        """Gene names, object ``[n_vars]`` of str, in the order of the matrix's columns."""
+
+    @property
+    @abstractmethod
+    def obs_columns(self) -> dict[str, str]:
+        """Column of obs -> one of ``category string number bool``."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """What else could be opened instead of X: names of layers, and ``raw`` if present."""
+
+    @property
+    @abstractmethod
+    def obsm_keys(self) -> dict[str, int]:
+        """Key of obsm -> number of columns."""
+
+    @abstractmethod
+    def obs_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Cell names of rows ``start … stop - 1``, object array of str."""
+
+    @abstractmethod
+    def read_obs(
+        self, columns: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> pd.DataFrame:
+        """Columns of obs for rows ``start … stop - 1``; default integer index.
+
+        Categorical columns are pandas categoricals with *all* the store's categories, in the
+        store's order. Raises :class:`FieldNotFound` with the nearest name.
+        """
+
+    @abstractmethod
+    def read_rows(self, ranges: Sequence[Range], genes: np.ndarray | None = None) -> CsrRows:
+        """The rows of the given ranges, one after the other, in the order given.
+
+        ``genes`` (int64, unique, any order) selects and orders columns. Explicit zeros may stay.
+        Only storage chunks that hold a wanted row are touched.
+        Raises :class:`StoreCorrupt` with the rows, ``IndexError`` for rows that do not exist.
+        """
+
+    @abstractmethod
+    def read_obsm(self, key: str, ranges: Sequence[Range]) -> np.ndarray:
+        """float32 ``[n, k]``: rows of ``obsm[key]``, one range after the other."""
+
+    @property
+    @abstractmethod
+    def chunk_rows(self) -> int:
+        """Rows that storage keeps together (1: rows can be read singly without waste)."""
+
+    @property
+    @abstractmethod
+    def bytes_per_cell(self) -> float:
+        """Mean size of a row once it is in memory as CSR (8 bytes an entry and 8 a row)."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """32 hex digits that change when shape, genes, cell names or the stored matrix change.
+
+        Computed without reading the matrix: sizes, row pointers' sample, time stamps or ETags.
+        The same store at another URL may have another digest.
+        """
+
+    def close(self) -> None:
+        """Give handles back. Closing twice is harmless."""
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_rows_at(self, rows: np.ndarray, genes: np.ndarray | None = None) -> CsrRows:
+        """The given rows in the caller's order, whatever the order on disk; repeats allowed."""
+        wanted, back = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        block = self.read_rows(ranges_of(wanted), genes)
+        return block if np.array_equal(back, np.arange(len(wanted))) else block.take(back)
+
+
+def ranges_of(sorted_rows: np.ndarray) -> list[Range]:
+    """The shortest list of ranges that covers strictly increasing rows exactly."""
+    if len(sorted_rows) == 0:
+        return []
+    cuts = np.flatnonzero(np.diff(sorted_rows) != 1) + 1
+    starts = sorted_rows[np.concatenate([[0], cuts])]
+    stops = sorted_rows[np.concatenate([cuts - 1, [len(sorted_rows) - 1]])] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))

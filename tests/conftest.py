@@ -1,0 +1,16 @@
+"""What every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets and reference fits."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SCVI_DIST_TEST_DATA", default))
+    if not (folder / "README.md").exists():
+        pytest.skip(f"no real data at {folder}; set SCVI_DIST_TEST_DATA to its folder")
+    return folder
