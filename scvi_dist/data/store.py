@@ -15,10 +15,10 @@ import pandas as pd
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.filesystem import redact_url
+from scvi_dist.data.spans import Range, spans_of_rows
 from scvi_dist.errors import UnsupportedStore
 
-Range = tuple[int, int]
-"""Rows ``start … stop - 1``."""
+__all__ = ["OPENERS", "Range", "StorageFacts", "Store", "StoreLocator", "ranges_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,11 @@ class StoreLocator:
         """The URL without user name, password or query; safe to log."""
         return redact_url(self.url)
 
+    def __repr__(self) -> str:
+        layer = "" if self.layer is None else f", layer={self.layer!r}"
+        parts = f", {len(self.parts)} parts" if self.parts else ""
+        return f"StoreLocator({self.kind}, {self.redacted_url!r}{layer}{parts})"
+
 
 OPENERS: dict[str, str] = {
     "h5ad": "scvi_dist.data.h5ad:open_h5ad",
@@ -63,6 +68,20 @@ OPENERS: dict[str, str] = {
     "subset": "scvi_dist.data.subset:open_subset",
 }
 """Kind of store -> ``module:function`` that takes a locator; loaded on first use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageFacts:
+    """The stored form of a matrix; ``None`` where it is not known without reading."""
+
+    dtype: str | None = None
+    """numpy name of the values' type."""
+    encoding: str | None = None
+    """``csr`` or ``dense``."""
+    n_stored: int | None = None
+    """Stored entries."""
+    size_bytes: int | None = None
+    """Bytes that the whole store takes (all layers)."""
 
 
 class Store(ABC):
@@ -153,7 +172,7 @@ class Store(ABC):
         The same store at another URL may have another digest.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (a store in memory has nothing to give back)
         """Give handles back. Closing twice is harmless."""
 
     def __enter__(self) -> "Store":
@@ -161,6 +180,17 @@ class Store(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a store's handles do not travel; send store.locator and open it there")
+
+    def obsm_columns(self, key: str) -> tuple[str, ...] | None:
+        """Names of the columns of ``obsm[key]`` where it is a table, else ``None``."""
+        return None
+
+    def storage_facts(self) -> StorageFacts:
+        """What is known of the stored form without reading the matrix."""
+        return StorageFacts()
 
     def read_rows_at(self, rows: np.ndarray, genes: np.ndarray | None = None) -> CsrRows:
         """The given rows in the caller's order, whatever the order on disk; repeats allowed."""
@@ -171,9 +201,4 @@ class Store(ABC):
 
 def ranges_of(sorted_rows: np.ndarray) -> list[Range]:
     """The shortest list of ranges that covers strictly increasing rows exactly."""
-    if len(sorted_rows) == 0:
-        return []
-    cuts = np.flatnonzero(np.diff(sorted_rows) != 1) + 1
-    starts = sorted_rows[np.concatenate([[0], cuts])]
-    stops = sorted_rows[np.concatenate([cuts - 1, [len(sorted_rows) - 1]])] + 1
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+    return [(start, stop) for start, stop in spans_of_rows(np.asarray(sorted_rows)).tolist()]

@@ -1,0 +1,1 @@
+"""What a trained module says of cells: pure functions of a module and a stream of cells."""

@@ -1,0 +1,88 @@
+"""The latent space: where each cell lies, and how sure the encoder is.
+
+Axis suffixes: ``n`` cells, ``k`` latent, ``s`` samples.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_dist.analysis.output import Layout, Output, stored, write
+from scvi_dist.analysis.streaming import CellGroup, Cells, collect
+from scvi_dist.errors import ConfigError
+from scvi_dist.module.vae import VAE
+
+LATENT = "X_latent"
+"""Key of obsm under which an output holds the latent representation."""
+MEAN, VARIANCE = "X_latent_qzm", "X_latent_qzv"
+"""Keys of obsm under which an output holds the posterior's parameters."""
+
+
+def latent_representation(
+    module: VAE,
+    cells: Cells,
+    *,
+    give_mean: bool = True,
+    mc_samples: int = 5_000,
+    return_dist: bool = False,
+    out: Output | None = None,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray] | str:
+    """Latent representation of each cell.
+
+    Parameters
+    ----------
+    module
+        A trained module.
+    cells
+        Which cells.
+    give_mean
+        The mean of the posterior; otherwise one draw from it. For a logistic normal space the
+        mean has no closed form and is estimated.
+    mc_samples
+        Draws for that estimate.
+    return_dist
+        The posterior's mean and variance instead (before any softmax).
+    out
+        Write to this store instead of returning arrays.
+
+    Returns
+    -------
+    float32 ``[n, k]``; with ``return_dist`` the pair of mean and variance ``[n, k]``; with
+    ``out`` the URL of the store.
+
+    Source
+    ------
+    Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics".
+    """
+    if mc_samples < 1:
+        raise ConfigError(f"mc_samples must be at least 1, seen {mc_samples}.")
+    options: dict[str, Any] = {"give_mean": give_mean, "mc_samples": mc_samples}
+    compute = partial(_latent, module=module, **options)
+    names = [LATENT]
+    if return_dist:
+        compute, options = partial(_posterior, module=module), {}
+        names = [MEAN, VARIANCE]
+    if out is not None:
+        layout = Layout(obsm=dict.fromkeys(names, module.n_latent))
+        what = {"latent": names, **options}
+        return write(module, stored(cells), compute, out, layout, what)
+    results = collect(module, cells, compute)
+    return (results[MEAN], results[VARIANCE]) if return_dist else results[LATENT]
+
+
+def _posterior(group: CellGroup, module: VAE) -> dict[str, Tensor]:
+    qz, _ = module.posterior(**module._get_inference_input(group.tensors))
+    return {MEAN: qz.loc, VARIANCE: qz.scale.square()}
+
+
+def _latent(group: CellGroup, module: VAE, give_mean: bool, mc_samples: int) -> dict[str, Tensor]:
+    qz, _ = module.posterior(**module._get_inference_input(group.tensors))
+    if not give_mean:
+        return {LATENT: module.z_encoder.z_transformation(module.noise.rsample(qz))}
+    if module.latent_distribution == "ln":
+        drawn_snk = module.noise.rsample(qz, torch.Size((mc_samples,)))
+        return {LATENT: torch.softmax(drawn_snk, dim=-1).mean(dim=0)}
+    return {LATENT: qz.loc}

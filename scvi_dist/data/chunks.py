@@ -1,0 +1,242 @@
+"""Reading one-dimensional compressed arrays chunk by chunk, past the array library.
+
+Both HDF5 (one lock for all threads) and zarr's Python pipeline (several tasks of an event loop per
+chunk) spend more time around a chunk than in it. Here a chunk's bytes are fetched with its
+neighbours' in one read, decoded without the GIL, and copied to where they belong. What this module
+cannot decode, the array library reads (see ``DECODERS``).
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from scvi_dist.data.spans import expand
+
+Decoder = Callable[[Any, np.ndarray], None]
+"""``decode(stored bytes, out)`` fills ``out`` (uint8) or raises :class:`ChunkDamaged`."""
+
+_BATCH_BYTES = 16 << 20
+_LOCAL_GAP_BYTES = 64 << 10
+_REMOTE_GAP_BYTES = 1 << 20
+
+
+class ChunkDamaged(Exception):
+    """The stored bytes of a chunk are not what its codec expects."""
+
+
+class Piece(NamedTuple):
+    """Bytes ``start … stop - 1`` of an object; a negative start counts from its end."""
+
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+
+class Objects(Protocol):
+    """Files below one place."""
+
+    def fetch(self, pieces: Sequence[Piece]) -> list[memoryview | None]:
+        """The bytes of each piece; ``None`` where there is no such object."""
+
+
+class LocalObjects:
+    """Files of a folder (or one file, if all keys are empty)."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def fetch(self, pieces: Sequence[Piece]) -> list[memoryview | None]:
+        return fetch_joined(pieces, self._read, _LOCAL_GAP_BYTES)
+
+    def _read(self, pieces: Sequence[Piece]) -> list[bytes | None]:
+        return [self._read_one(piece) for piece in pieces]
+
+    def _read_one(self, piece: Piece) -> bytes | None:
+        path = os.path.join(self._root, piece.key) if piece.key else self._root
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            size = os.fstat(handle).st_size
+            start = piece.start or 0
+            start = max(0, size + start) if start < 0 else start
+            stop = size if piece.stop is None else min(piece.stop, size)
+            return os.pread(handle, max(0, stop - start), start)
+        finally:
+            os.close(handle)
+
+
+class RemoteObjects:
+    """Objects below a URL, through fsspec, many requests at a time."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    def fetch(self, pieces: Sequence[Piece]) -> list[memoryview | None]:
+        return fetch_joined(pieces, self._read, _REMOTE_GAP_BYTES)
+
+    def _read(self, pieces: Sequence[Piece]) -> list[bytes | None]:
+        paths = [f"{self._root}/{piece.key}" if piece.key else self._root for piece in pieces]
+        starts, stops = [p.start for p in pieces], [p.stop for p in pieces]
+        answers = self._fs.cat_ranges(paths, starts, stops, on_error="return")
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
+                raise answer
+        return [None if isinstance(answer, BaseException) else answer for answer in answers]
+
+
+def fetch_joined(
+    pieces: Sequence[Piece],
+    read: Callable[[Sequence[Piece]], list[bytes | None]],
+    max_gap: int,
+) -> list[memoryview | None]:
+    """Fetch pieces; those of one object that lie close together are read as one."""
+    order = sorted(range(len(pieces)), key=lambda i: (pieces[i].key, pieces[i].start or 0))
+    joined: list[Piece] = []
+    place = [(0, 0)] * len(pieces)
+    for i in order:
+        key, start, stop = pieces[i]
+        last = joined[-1] if joined else None
+        if start is None or stop is None or start < 0:
+            joined.append(pieces[i])
+            place[i] = (len(joined) - 1, 0)
+            continue
+        near = (
+            last is not None
+            and last.key == key
+            and last.start is not None
+            and last.stop is not None
+            and start - last.stop <= max_gap
+        )
+        if last is not None and last.start is not None and last.stop is not None and near:
+            joined[-1] = Piece(key, last.start, max(last.stop, stop))
+        else:
+            joined.append(pieces[i])
+        place[i] = (len(joined) - 1, start - (joined[-1].start or 0))
+    answers = read(joined)
+    out: list[memoryview | None] = []
+    for (where, offset), (_, start, stop) in zip(place, pieces, strict=True):
+        answer = answers[where]
+        view = None if answer is None else memoryview(answer)
+        if view is not None and start is not None and stop is not None and start >= 0:
+            view = view[offset : offset + stop - start]
+        out.append(view)
+    return out
+
+
+def read_chunks(
+    spans: np.ndarray,
+    out: np.ndarray,
+    *,
+    length: int,
+    chunk: int,
+    dtype: np.dtype,
+    fetch: Callable[[list[int]], list[memoryview | None]],
+    decode: Decoder,
+) -> list[int]:
+    """Fill ``out`` with the members of ascending spans; each chunk is decoded once.
+
+    Parameters
+    ----------
+    length, chunk, dtype
+        Of the stored array; ``out`` may have another type.
+    fetch
+        The stored bytes of chunks by number, ``None`` for a chunk that is not there.
+
+    Returns
+    -------
+    Numbers of the chunks that are not there; their members are 0.
+    """
+    starts, stops = spans[:, 0], spans[:, 1]
+    places = np.cumsum(stops - starts) - (stops - starts)
+    wanted = np.unique(expand(np.stack([starts // chunk, (stops - 1) // chunk + 1], axis=1)))
+    firsts = np.searchsorted(stops, wanted * chunk, side="right")
+    lasts = np.searchsorted(starts, (wanted + 1) * chunk, side="left")
+    scratch = np.empty(chunk, dtype=dtype)
+    absent: list[int] = []
+    batch = max(1, _BATCH_BYTES // max(1, chunk * dtype.itemsize))
+    for at in range(0, len(wanted), batch):
+        numbers = wanted[at : at + batch].tolist()
+        stored = fetch(numbers)
+        for number, raw, first, last in zip(
+            numbers, stored, firsts[at : at + batch], lasts[at : at + batch], strict=True
+        ):
+            base = number * chunk
+            low, high = int(max(starts[first], base)), int(min(stops[last - 1], base + chunk))
+            place = int(places[first]) + low - int(starts[first])
+            whole = last - first == 1 and high - low == chunk and out.dtype == dtype
+            target = out[place : place + chunk] if whole else scratch
+            if raw is None:
+                absent.append(number)
+                target[:] = 0
+            else:
+                decode(raw, target.view(np.uint8))
+            if not whole:
+                for i in range(first, last):
+                    low = int(max(starts[i], base))
+                    high = int(min(stops[i], base + chunk))
+                    place = int(places[i]) + low - int(starts[i])
+                    out[place : place + high - low] = scratch[low - base : high - base]
+    return absent
+
+
+# Codecs
+
+
+def _raw(raw: Any, out: np.ndarray) -> None:
+    if len(raw) != len(out):
+        raise ChunkDamaged(f"{len(raw)} bytes stored, expected {len(out)}")
+    out[:] = np.frombuffer(raw, dtype=np.uint8)
+
+
+def _numcodecs(name: str) -> Decoder:
+    import numcodecs
+
+    codec = numcodecs.get_codec({"id": name})
+
+    def decode(raw: Any, out: np.ndarray) -> None:
+        try:
+            decoded = codec.decode(raw, out)
+        except (RuntimeError, ValueError, EOFError, OSError, zlib.error) as error:
+            raise ChunkDamaged(f"{name}: {error}") from error
+        if np.asarray(decoded).nbytes != out.nbytes:
+            raise ChunkDamaged(f"{name}: {np.asarray(decoded).nbytes} bytes, expected {out.nbytes}")
+
+    return decode
+
+
+def _deflate(wbits: int) -> Callable[[], Decoder]:
+    def decode(raw: Any, out: np.ndarray) -> None:
+        try:
+            _raw(zlib.decompress(raw, wbits, out.nbytes), out)
+        except zlib.error as error:
+            raise ChunkDamaged(f"deflate: {error}") from error
+
+    return lambda: decode
+
+
+DECODERS: Mapping[str, Callable[[], Decoder]] = {
+    "": lambda: _raw,
+    "blosc": lambda: _numcodecs("blosc"),
+    "zstd": lambda: _numcodecs("zstd"),
+    "lz4": lambda: _numcodecs("lz4"),
+    "gzip": _deflate(31),
+    "zlib": _deflate(15),
+}
+"""Name of the one compressor of a chunk (none: the empty name) -> what makes its decoder."""
+
+
+def unshuffled(decode: Decoder, itemsize: int) -> Decoder:
+    """The decoder for bytes that were shuffled (HDF5's filter) before they were compressed."""
+
+    def decode_shuffled(raw: Any, out: np.ndarray) -> None:
+        planes = np.empty_like(out)
+        decode(raw, planes)
+        out.reshape(-1, itemsize)[:] = planes.reshape(itemsize, -1).T
+
+    return decode_shuffled

@@ -1,0 +1,198 @@
+"""AnnData in an HDF5 file (``.h5ad``), on this machine or behind any fsspec URL."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from scvi_dist.data.anndata_layout import as_text, native
+from scvi_dist.data.anndata_store import AnnDataStore
+from scvi_dist.data.filesystem import (
+    FileFacts,
+    file_facts,
+    is_folder,
+    is_remote,
+    normalise_url,
+    not_found,
+    open_file,
+    redact_url,
+)
+from scvi_dist.data.spans import read_joined, total_length
+from scvi_dist.data.store import StoreLocator
+from scvi_dist.errors import StoreCorrupt, StoreError, UnsupportedStore
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LOCAL_GAP_BYTES = 32 << 10
+_REMOTE_GAP_BYTES = 1 << 20
+_REMOTE_BLOCK_BYTES = 1 << 20
+_REMOTE_BLOCKS = 64
+
+
+def open_h5ad(locator: StoreLocator) -> AnnDataStore:
+    """The store of a locator of kind ``h5ad``; opening reads metadata only."""
+    tree = H5Tree(locator.url, dict(locator.storage_options))
+    try:
+        return AnnDataStore(tree, locator)
+    except BaseException:
+        tree.close()
+        raise
+
+
+class H5Tree:
+    """The elements of an HDF5 file. One handle and one lock: HDF5 serves one thread at a time."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        self.where = redact_url(url)
+        self.gap_bytes = _REMOTE_GAP_BYTES if is_remote(url) else _LOCAL_GAP_BYTES
+        self._lock = threading.RLock()
+        self._source: Any = None
+        self._facts = file_facts(url, storage_options)
+        self._file = self._open(url, storage_options)
+        self._arrays: dict[str, H5Array] = {}
+
+    def _open(self, url: str, storage_options: dict[str, Any]) -> h5py.File:
+        try:
+            if not is_remote(url):
+                # Locks fail on many network file systems, and reading needs none to be safe.
+                return h5py.File(normalise_url(url), "r", locking="best-effort")
+            self._source = open_file(
+                url,
+                storage_options=storage_options,
+                block_size=_REMOTE_BLOCK_BYTES,
+                cache_type="blockcache",
+                cache_options={"maxblocks": _REMOTE_BLOCKS},
+            )
+            return h5py.File(self._source, "r")
+        except FileNotFoundError:
+            raise not_found(url) from None
+        except OSError as error:
+            raise self._cannot_open(url, storage_options, error) from error
+
+    def _cannot_open(self, url: str, options: dict[str, Any], error: OSError) -> StoreError:
+        if isinstance(error, PermissionError):
+            return StoreError(f"{self.where}: not allowed to read it.")
+        if is_folder(url, options):
+            return UnsupportedStore(f"{self.where} is a folder, expected an h5ad file.")
+        with open_file(url, storage_options=options) as file:
+            start = file.read(len(_SIGNATURE))
+        if start != _SIGNATURE:
+            return UnsupportedStore(
+                f"{self.where} is not an HDF5 file (it begins with {start!r}); expected an h5ad "
+                "file as anndata writes it."
+            )
+        return StoreCorrupt(
+            f"{self.where} cannot be opened: {error}. Its size is {self._facts.size} bytes; it "
+            "was probably not copied or written to its end."
+        )
+
+    @contextmanager
+    def reading(self, path: str, what: str = "") -> Iterator[h5py.File]:
+        """The open file, for one thread at a time; HDF5's errors become ours."""
+        with self._lock:
+            if not self._file:
+                raise StoreError(f"{self.where} was closed; open it again with its locator.")
+            try:
+                yield self._file
+            except (OSError, RuntimeError, KeyError) as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreCorrupt(
+                    f"{self.where}: {path}{what} cannot be read: {error}. The file is damaged or "
+                    "was not copied to its end."
+                ) from error
+
+    def kind(self, path: str) -> Literal["group", "array"] | None:
+        with self.reading(path) as file:
+            found = file.get(path, getclass=True)
+        if found is None:
+            return None
+        return "group" if found is h5py.Group else "array"
+
+    def children(self, path: str) -> list[str]:
+        with self.reading(path) as file:
+            return list(file[path])
+
+    def attributes(self, path: str) -> dict[str, Any]:
+        with self.reading(path) as file:
+            stored = dict(file[path].attrs)
+            return {name: _plain(value, file) for name, value in stored.items()}
+
+    def array(self, path: str) -> "H5Array":
+        with self.reading(path) as file:
+            if path not in self._arrays:
+                self._arrays[path] = H5Array(self, path, file[path])
+            return self._arrays[path]
+
+    def stamp(self, paths: Sequence[str]) -> str:
+        return f"{self._facts.size} {self._facts.stamp}"
+
+    def size_on_disk(self) -> int:
+        return self._facts.size
+
+    @property
+    def facts(self) -> FileFacts:
+        return self._facts
+
+    def close(self) -> None:
+        with self._lock:
+            self._arrays.clear()
+            self._file.close()
+            if self._source is not None:
+                self._source.close()
+
+
+class H5Array:
+    """A data set of an HDF5 file."""
+
+    def __init__(self, tree: H5Tree, path: str, dataset: h5py.Dataset) -> None:
+        if not isinstance(dataset, h5py.Dataset):
+            raise StoreCorrupt(f"{tree.where}: {path} is a group, expected an array.")
+        self._tree = tree
+        self._path = path
+        self._dataset = dataset
+        self.shape: tuple[int, ...] = dataset.shape or ()
+        self.dtype: np.dtype = native(dataset.dtype)
+        self._chunk = int(dataset.chunks[0]) if dataset.chunks else None
+        self._decodes = dataset.id.get_create_plist().get_nfilters() > 0
+
+    @property
+    def chunk_rows(self) -> int:
+        # Of a chunk that is not compressed HDF5 reads only the part that is asked for.
+        return self._chunk if self._chunk is not None and self._decodes else 1
+
+    def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
+        """Members of ascending spans along the first axis."""
+        if self.dtype.kind == "O":
+            parts = [self._slice(start, stop) for start, stop in spans.tolist()]
+            return as_text(np.concatenate(parts) if parts else np.zeros(0, dtype=object))
+        if len(spans) == 1:
+            return self._slice(*spans[0].tolist()).astype(dtype or self.dtype, copy=False)
+        out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
+        row_bytes = max(1, self.dtype.itemsize * int(np.prod(self.shape[1:])))
+        read_joined(
+            self._slice,
+            spans,
+            out,
+            chunk=self._chunk,
+            max_gap=self._tree.gap_bytes // row_bytes,
+            decodes=self._decodes,
+        )
+        return out
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
+        with self._tree.reading(self._path, f" (entries {start} to {stop})"):
+            return self._dataset[start:stop]
+
+
+def _plain(value: Any, file: h5py.File) -> Any:
+    """An attribute as a Python value; a reference becomes the path it leads to."""
+    if isinstance(value, h5py.Reference):
+        return str(file[value].name).strip("/")
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray):
+        return [_plain(member, file) for member in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

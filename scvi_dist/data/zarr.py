@@ -1,0 +1,219 @@
+"""AnnData in a Zarr group, format 2 or 3, sharded or not, local or behind any fsspec URL.
+
+Metadata, tables and dense matrices are read by the zarr library. The one-dimensional arrays of a
+CSR matrix are read chunk by chunk where their codecs are known to ``chunks``.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from zarr.storage import FsspecStore, LocalStore
+
+from scvi_dist.data.anndata_layout import as_text, native
+from scvi_dist.data.anndata_store import AnnDataStore
+from scvi_dist.data.chunks import ChunkDamaged, LocalObjects, Objects, RemoteObjects
+from scvi_dist.data.filesystem import (
+    exists,
+    facts_of_path,
+    filesystem_of,
+    is_remote,
+    normalise_url,
+    not_found,
+    redact_url,
+)
+from scvi_dist.data.spans import read_joined, total_length
+from scvi_dist.data.store import StoreLocator
+from scvi_dist.data.zarr_chunks import ChunkLayout, object_keys
+from scvi_dist.errors import StoreCorrupt, StoreError, UnsupportedStore
+
+_STAMPED_LOCALLY = 4096
+_STAMPED_REMOTELY = 8
+# What zarr, its codecs and its stores raise for damaged metadata or chunks.
+_DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)
+
+
+def open_zarr(locator: StoreLocator) -> AnnDataStore:
+    """The store of a locator of kind ``zarr``; opening reads metadata only."""
+    return AnnDataStore(ZarrTree(locator.url, dict(locator.storage_options)), locator)
+
+
+class ZarrTree:
+    """The elements of a Zarr group."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        self.where = redact_url(url)
+        self._url = normalise_url(url)
+        self._options = storage_options
+        self._lock = threading.RLock()
+        self._closed = False
+        self.objects: Objects
+        if is_remote(self._url):
+            self._fs, self._root_path = filesystem_of(self._url, storage_options)
+            self.objects = RemoteObjects(self._fs, self._root_path)
+        else:
+            self.objects = LocalObjects(self._url)
+        self._root = self._open()
+        self._nodes: dict[str, zarr.Group | zarr.Array | None] = {"": self._root}
+        self._arrays: dict[str, ZarrArray] = {}
+
+    def _open(self) -> zarr.Group:
+        try:
+            store: Any
+            if is_remote(self._url):
+                store = FsspecStore.from_url(
+                    self._url, storage_options=self._options, read_only=True
+                )
+            else:
+                store = LocalStore(self._url, read_only=True)
+            return zarr.open_group(store, mode="r")
+        except (FileNotFoundError, zarr.errors.ContainsArrayError) as error:
+            if not exists(self._url, self._options):
+                raise not_found(self._url) from None
+            raise UnsupportedStore(
+                f"{self.where} is not a Zarr group; expected a store as anndata writes it with "
+                "write_zarr (a folder with zarr.json, .zgroup or .zmetadata)."
+            ) from error
+        except _DAMAGE as error:
+            raise StoreCorrupt(
+                f"{self.where}: its Zarr metadata cannot be read: {error}"
+            ) from error
+
+    def _node(self, path: str) -> zarr.Group | zarr.Array | None:
+        if self._closed:
+            raise StoreError(f"{self.where} was closed; open it again with its locator.")
+        with self._lock:
+            if path not in self._nodes:
+                try:
+                    self._nodes[path] = self._root.get(path)
+                except _DAMAGE as error:
+                    raise StoreCorrupt(
+                        f"{self.where}: the metadata of {path} cannot be read: {error}"
+                    ) from error
+            return self._nodes[path]
+
+    def kind(self, path: str) -> Literal["group", "array"] | None:
+        node = self._node(path)
+        if node is None:
+            return None
+        return "group" if isinstance(node, zarr.Group) else "array"
+
+    def children(self, path: str) -> list[str]:
+        node = self._node(path)
+        return list(node.keys()) if isinstance(node, zarr.Group) else []
+
+    def attributes(self, path: str) -> dict[str, Any]:
+        node = self._node(path)
+        return {} if node is None else dict(node.attrs)
+
+    def array(self, path: str) -> "ZarrArray":
+        node = self._node(path)
+        if not isinstance(node, zarr.Array):
+            raise StoreCorrupt(f"{self.where}: expected an array at {path}.")
+        with self._lock:
+            if path not in self._arrays:
+                self._arrays[path] = ZarrArray(self, path, node)
+            return self._arrays[path]
+
+    def is_matrix_part(self, path: str) -> bool:
+        """Whether an array holds the values of a sparse matrix."""
+        parent, _, name = path.rpartition("/")
+        encoding = str(self.attributes(parent).get("encoding-type", ""))
+        return name == "data" and encoding.startswith("cs")
+
+    def stamp(self, paths: Sequence[str]) -> str:
+        local = not is_remote(self._url)
+        limit = _STAMPED_LOCALLY if local else _STAMPED_REMOTELY
+        nodes = [(path, self._node(path)) for path in paths]
+        keys = [
+            f"{path}/{key}"
+            for path, node in nodes
+            if isinstance(node, zarr.Array)
+            for key in object_keys(node, limit)
+        ]
+        return " ".join(
+            self._local_stamp(key) if local else self._remote_stamp(key) for key in keys
+        )
+
+    def _local_stamp(self, key: str) -> str:
+        try:
+            status = os.stat(os.path.join(self._url, key))
+        except FileNotFoundError:
+            return "-"
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+    def _remote_stamp(self, key: str) -> str:
+        try:
+            facts = facts_of_path(self._fs, f"{self._root_path.rstrip('/')}/{key}")
+        except FileNotFoundError:
+            return "-"
+        return f"{facts.size}:{facts.stamp}"
+
+    def size_on_disk(self) -> int | None:
+        if is_remote(self._url):
+            return None
+        return sum(
+            os.stat(os.path.join(folder, name)).st_size
+            for folder, _, names in os.walk(self._url)
+            for name in names
+        )
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class ZarrArray:
+    """An array of a Zarr group."""
+
+    def __init__(self, tree: ZarrTree, path: str, array: zarr.Array) -> None:
+        self._tree = tree
+        self._path = path
+        self._array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype = native(np.dtype(array.dtype))
+        self._chunk = max(1, int(array.chunks[0])) if array.chunks else 1
+        self._layout = ChunkLayout.of(array, path)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self._chunk
+
+    def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
+        """Members of ascending spans along the first axis."""
+        if self.dtype.kind in "OTU":
+            parts = [self._slice(start, stop) for start, stop in spans.tolist()]
+            return as_text(np.concatenate(parts) if parts else np.zeros(0, dtype=object))
+        out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
+        if len(spans) and self._layout is not None:
+            self._read_chunks(self._layout, spans, out)
+        elif len(spans):
+            read_joined(self._slice, spans, out, chunk=self._chunk, max_gap=0, decodes=True)
+        return out
+
+    def _read_chunks(self, layout: ChunkLayout, spans: np.ndarray, out: np.ndarray) -> None:
+        try:
+            absent = layout.read(self._tree.objects, spans, out)
+        except (ChunkDamaged, OSError) as error:
+            raise self._damaged(int(spans[0, 0]), int(spans[-1, 1]), error) from error
+        if absent and self._tree.is_matrix_part(self._path):
+            # Zarr leaves out chunks of nothing but zeros; a sparse matrix stores no zeros.
+            raise StoreCorrupt(
+                f"{self._tree.where}: chunk {absent[0]} of {self._path} (entries "
+                f"{absent[0] * self._chunk} to {(absent[0] + 1) * self._chunk}) is not there. The "
+                "store was not copied completely."
+            )
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
+        try:
+            return np.asarray(self._array[start:stop])
+        except _DAMAGE as error:
+            raise self._damaged(start, stop, error) from error
+
+    def _damaged(self, start: int, stop: int, error: Exception) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"{self._tree.where}: {self._path} (entries {start} to {stop}) cannot be read: "
+            f"{error}. A chunk is damaged or was not copied to its end."
+        )

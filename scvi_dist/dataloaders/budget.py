@@ -1,0 +1,84 @@
+"""What a rank's reader holds in memory, and the window that fits into a budget. Pure."""
+
+from scvi_dist.errors import BudgetExceeded
+
+TASKS_RESIDENT = 2
+"""Tasks of a rank in memory at once: one being handed out, one being read."""
+
+PLAN_BYTES_PER_CELL = 40
+"""What a task's own row numbers and indices take, generously."""
+
+TASK_SLACK = 1.25
+"""Bytes of a task over what its number of cells promises: some stretches have larger cells."""
+
+SCRATCH_BYTES = 32 << 20
+"""What a store holds beside its result while it reads, at most; small tasks need less."""
+
+BATCHES_RESIDENT = 2
+"""Minibatches cut out of a task: one in use, one being cut."""
+
+
+def resident_bytes(task_cells: int, batch_cells: int, bytes_per_cell: float) -> int:
+    """Most bytes that a reader holds for tasks and minibatches of these sizes."""
+    task = task_cells * (bytes_per_cell * TASK_SLACK + PLAN_BYTES_PER_CELL)
+    batches = BATCHES_RESIDENT * batch_cells * bytes_per_cell
+    return int(TASKS_RESIDENT * task + min(task, SCRATCH_BYTES) + batches)
+
+
+def fit_window(
+    bytes_per_cell: float,
+    budget_bytes: int,
+    batch_size: int,
+    world: int,
+    window_cells: int = 32_768,
+) -> int:
+    """The largest window, up to ``window_cells``, with which a rank's reader stays in a budget.
+
+    Positions belong to a window size: keep the answer for a run that may resume, also with
+    another number of ranks, rather than asking again.
+
+    Parameters
+    ----------
+    bytes_per_cell
+        Mean size of a cell in memory, as :attr:`Store.bytes_per_cell` says.
+    budget_bytes
+        What one rank may hold in cells.
+    batch_size
+        Global batch size; the answer is a multiple of it.
+    world
+        Number of ranks.
+
+    Raises
+    ------
+    BudgetExceeded
+        If even a window of one minibatch does not fit.
+    """
+    per_step = -(-batch_size // world)
+
+    def needed(n_steps: int) -> int:
+        return resident_bytes(n_steps * per_step, per_step, bytes_per_cell)
+
+    if needed(1) > budget_bytes:
+        raise BudgetExceeded(
+            f"one minibatch of {per_step} cells a rank needs {needed(1) / 2**20:.1f} MiB while it "
+            f"is read ({bytes_per_cell:.0f} bytes a cell), the budget is "
+            f"{budget_bytes / 2**20:.1f} MiB. Raise budget_bytes, lower the batch size, or use "
+            f"more ranks."
+        )
+    fits, too_many = 1, max(1, window_cells // batch_size) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if needed(middle) <= budget_bytes else (fits, middle)
+    return fits * batch_size
+
+
+def block_rows_for(chunk_rows: int, window_cells: int, stratum: int = 1) -> int:
+    """Rows of a block that suit a store which keeps ``chunk_rows`` rows together.
+
+    Whole chunks, at least 64 rows, and so few that a window mixes 32 blocks or more; where those
+    contradict each other, mixing wins. A multiple of ``stratum`` (see :class:`RowSet`).
+    """
+    most = max(64, window_cells // 32)
+    wanted = chunk_rows * max(1, -(-64 // chunk_rows))
+    size = min(wanted, most)
+    return max(stratum, size // stratum * stratum)

@@ -1,0 +1,208 @@
+"""Reading a task and cutting it into minibatches: the same for every engine.
+
+Axis suffixes: ``n`` cells, ``g`` genes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_dist.batch import CellBatch, CsrRows, SparseCounts
+from scvi_dist.data.coded_obs import CodedObs
+from scvi_dist.data.counts import CountReport, check_counts, raise_or_warn
+from scvi_dist.dataloaders.read_task import BatchCut, ReadTask, ranges_of
+from scvi_dist.dataloaders.source import OpenSource
+
+PART_ROWS = 8_192
+"""Most rows that are read in one go: a reader can stop, and threads can share, between parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPart:
+    """Counts of some consecutive rows of a task, and what is wrong with them."""
+
+    counts: CsrRows
+    report: CountReport | None
+    """``None`` if nobody looked."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.counts.nbytes
+
+
+def n_parts_of(task: ReadTask, n_threads: int) -> int:
+    """Parts that a task is read in."""
+    return max(min(n_threads, len(task.rows)), -(-len(task.rows) // PART_ROWS))
+
+
+def read_part(task: ReadTask, part: int, n_parts: int, source: OpenSource, check: bool) -> ReadPart:
+    """The ``part``-th of ``n_parts`` equal stretches of a task's rows.
+
+    Parameters
+    ----------
+    check
+        Look at every value.
+    """
+    n = len(task.rows)
+    rows = task.rows[part * n // n_parts : (part + 1) * n // n_parts]
+    block = source.store.read_rows(ranges_of(rows), source.genes)
+    report = check_counts(block, rows, source.where) if check else None
+    return ReadPart(_narrow(block), report)
+
+
+class TaskRows:
+    """All rows of a task, as the parts in which they were read."""
+
+    def __init__(self, parts: Sequence[CsrRows]) -> None:
+        self._parts = [part for part in parts if part.n_cells]
+        self._firsts = np.cumsum([0] + [part.n_cells for part in self._parts]).tolist()
+        self._lengths = np.concatenate([np.diff(part.indptr) for part in self._parts])
+        self.n_genes = self._parts[0].n_genes
+
+    @property
+    def n_cells(self) -> int:
+        return len(self._lengths)
+
+    def gather(self, pick: np.ndarray) -> CsrRows:
+        """The picked rows in the order given: float32 values, int32 indices, arrays of its own."""
+        from scvi_dist.dataloaders.kernels import gather_rows
+
+        indptr = np.zeros(len(pick) + 1, dtype=np.int64)
+        np.cumsum(self._lengths[pick], out=indptr[1:])
+        indices = np.empty(indptr[-1], dtype=np.int32)
+        data = np.empty(indptr[-1], dtype=np.float32)
+        for first, part in zip(self._firsts, self._parts, strict=False):
+            gather_rows(part.indptr, part.indices, part.data, first, pick, indptr, indices, data)
+        return CsrRows(indptr, indices, data, self.n_genes)
+
+
+def execute(
+    task: ReadTask, source: OpenSource, guard: "CountGuard | None" = None
+) -> Iterator[CellBatch]:
+    """A task's minibatches, read in this thread.
+
+    Parameters
+    ----------
+    guard
+        Collects what is wrong with the counts; ``None`` does not look.
+    """
+    n_parts = n_parts_of(task, 1)
+    parts = [read_part(task, k, n_parts, source, guard is not None) for k in range(n_parts)]
+    if guard is not None:
+        guard.add(part.report for part in parts)
+    yield from cut_batches(task, TaskRows([part.counts for part in parts]), source.coded_obs)
+
+
+def cut_batches(task: ReadTask, rows: TaskRows, coded_obs: CodedObs) -> Iterator[CellBatch]:
+    """The minibatches of a task whose rows are in memory, each made when it is asked for."""
+    for cut in task.cuts:
+        yield batch_of(task, cut, rows.gather(cut.pick), coded_obs)
+
+
+def batch_of(task: ReadTask, cut: BatchCut, counts: CsrRows, coded_obs: CodedObs) -> CellBatch:
+    """A minibatch of these counts, with the codes of its cells."""
+    rows = task.rows[cut.pick]
+    fields = coded_obs.take(rows)
+    return CellBatch(
+        x=sparse_tensors(counts),
+        fields={key: torch.from_numpy(values_nk) for key, values_nk in fields.items()},
+        rows=rows,
+        position=cut.position,
+        start=cut.start,
+        n_global=cut.n_global,
+        n_padding=cut.n_padding,
+        loss_scale=cut.loss_scale,
+        step=cut.step,
+    )
+
+
+def sparse_tensors(counts: CsrRows) -> SparseCounts:
+    """The same rows as tensors that share memory with them; arrays have to be writable."""
+    return SparseCounts(
+        torch.from_numpy(counts.indptr),
+        torch.from_numpy(counts.indices),
+        torch.from_numpy(counts.data),
+        counts.n_genes,
+    )
+
+
+def dense_tensor(x: SparseCounts) -> Tensor:
+    """float32 ``[n, g]`` of counts on the CPU; several times faster than torch's own way."""
+    from scvi_dist.dataloaders.kernels import scatter_rows
+
+    # numpy's zeros come as huge pages where the system has them, torch's do not.
+    dense_ng = np.zeros(x.shape, dtype=np.float32)
+    scatter_rows(x.indptr.numpy(), x.indices.numpy(), x.data.numpy(), dense_ng)
+    return torch.from_numpy(dense_ng)
+
+
+class CountGuard:
+    """Looks after counts during the first pass over the data.
+
+    What no model can take is refused at once, with its row and gene; fractional counts are
+    warned of once, empty cells when the pass is over and their number is known.
+
+    Parameters
+    ----------
+    source
+        Names the genes and the store in messages.
+    """
+
+    def __init__(self, source: OpenSource) -> None:
+        self._source = source
+        self._warned = False
+        self.report = CountReport()
+        """What was found so far."""
+
+    def add(self, reports: Iterable[CountReport | None]) -> None:
+        """Take in reports of other rows.
+
+        Raises
+        ------
+        BadCounts
+            An entry is NaN, infinite or negative.
+        """
+        found = sum((report for report in reports if report is not None), CountReport())
+        self.report += found
+        if found.n_nan or found.n_negative or (found.n_non_integer and not self._warned):
+            self._warned = self._warned or found.n_non_integer > 0
+            self._tell(_without_empty(found))
+
+    def finish(self) -> None:
+        """The pass is over: warn of empty cells."""
+        if self.report.n_empty:
+            self._tell(
+                CountReport(
+                    n_cells=self.report.n_cells,
+                    n_empty=self.report.n_empty,
+                    first_empty=self.report.first_empty,
+                )
+            )
+
+    def _tell(self, report: CountReport) -> None:
+        raise_or_warn(report, self._source.schema.var_names, self._source.where)
+
+
+def _without_empty(report: CountReport) -> CountReport:
+    return CountReport(
+        n_cells=report.n_cells,
+        n_negative=report.n_negative,
+        n_non_integer=report.n_non_integer,
+        n_nan=report.n_nan,
+        first_negative=report.first_negative,
+        first_non_integer=report.first_non_integer,
+        first_nan=report.first_nan,
+    )
+
+
+def _narrow(block: CsrRows) -> CsrRows:
+    """At most 8 bytes an entry: what budgets count on."""
+    indices, data = block.indices, block.data
+    if indices.dtype != np.int32:
+        indices = indices.astype(np.int32)
+    if data.dtype.itemsize > 4 or data.dtype.kind == "b" or data.dtype == np.float16:
+        data = data.astype(np.float32)
+    return CsrRows(block.indptr, indices, data, block.n_genes)

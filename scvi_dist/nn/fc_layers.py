@@ -1,0 +1,152 @@
+"""Fully connected layers into which covariates can be injected.
+
+Axis suffixes: ``n`` cells, ``k`` units, ``s`` samples.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from scvi_dist.errors import ConfigError
+from scvi_dist.nn.dropout import Dropout
+from scvi_dist.nn.noise import NoiseStream
+from scvi_dist.nn.one_hot import one_hot
+
+
+class FCLayers(nn.Module):
+    """``n_layers`` of: linear, batch norm, layer norm, activation, dropout.
+
+    What a layer lacks leaves its number free, so that the names of the state (``"fc_layers.Layer
+    0.1.running_mean"``) are scvi-tools' whichever parts are used.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Width of the input and of the output.
+    n_cat_list
+        Number of categories of each categorical covariate; with fewer than two it is left out.
+    n_cont
+        Width of the continuous covariates.
+    n_layers
+        Number of layers.
+    n_hidden
+        Width of the layers before the last.
+    dropout_rate
+        Probability of dropping a unit.
+    use_batch_norm, use_layer_norm, use_activation
+        Whether a layer has that part.
+    bias
+        Whether the linear parts have a bias.
+    inject_covariates
+        Whether covariates enter every layer or only the first.
+    activation_fn
+        Class of the activation.
+    noise
+        Where dropout masks come from; its own where None.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_cat_list: Iterable[int] | None = None,
+        n_cont: int = 0,
+        n_layers: int = 1,
+        n_hidden: int = 128,
+        dropout_rate: float = 0.1,
+        use_batch_norm: bool = True,
+        use_layer_norm: bool = False,
+        use_activation: bool = True,
+        bias: bool = True,
+        inject_covariates: bool = True,
+        activation_fn: Callable[[], nn.Module] = nn.ReLU,
+        noise: NoiseStream | None = None,
+    ) -> None:
+        super().__init__()
+        self.inject_covariates = inject_covariates
+        self.n_cat_list = [n if n > 1 else 0 for n in n_cat_list or ()]
+        self.n_cov = n_cont + sum(self.n_cat_list)
+        noise = NoiseStream() if noise is None else noise
+
+        def layer(index: int, width_in: int, width_out: int) -> nn.Sequential:
+            width_in += self.n_cov * self.inject_into_layer(index)
+            parts = nn.Sequential()
+            parts.add_module("0", nn.Linear(width_in, width_out, bias=bias))
+            if use_batch_norm:
+                # The momentum and eps that scVI's first, TensorFlow, implementation had.
+                parts.add_module("1", nn.BatchNorm1d(width_out, momentum=0.01, eps=0.001))
+            if use_layer_norm:
+                parts.add_module("2", nn.LayerNorm(width_out, elementwise_affine=False))
+            if use_activation:
+                parts.add_module("3", activation_fn())
+            if dropout_rate > 0:
+                parts.add_module("4", Dropout(dropout_rate, noise))
+            return parts
+
+        widths = [n_in, *[n_hidden] * (n_layers - 1), n_out]
+        self.fc_layers = nn.Sequential()
+        for i in range(n_layers):
+            self.fc_layers.add_module(f"Layer {i}", layer(i, widths[i], widths[i + 1]))
+
+    def inject_into_layer(self, layer_num: int) -> bool:
+        """Whether covariates enter that layer."""
+        return layer_num == 0 or self.inject_covariates
+
+    def forward(self, x: Tensor, *cat_list: Tensor | None, cont: Tensor | None = None) -> Tensor:
+        """Units ``[n, n_out]`` or, for several samples of the cells, ``[s, n, n_out]``.
+
+        Parameters
+        ----------
+        x
+            ``[n, n_in]`` or ``[s, n, n_in]``.
+        cat_list
+            For each categorical covariate the codes ``[n, 1]`` or indicators ``[n, n_cat]``.
+            More than ``n_cat_list`` has are ignored.
+        cont
+            Continuous covariates ``[n, n_cont]``.
+        """
+        covariates = self._covariates(x, cat_list, cont)
+        if covariates is not None and x.dim() == 3:
+            covariates = covariates.expand(x.shape[0], -1, -1)
+        for i, parts in enumerate(self.fc_layers):
+            for part in parts:
+                if isinstance(part, nn.BatchNorm1d):
+                    x = _normalize(part, x)
+                    continue
+                if isinstance(part, nn.Linear) and covariates is not None:
+                    x = torch.cat([x, covariates], -1) if self.inject_into_layer(i) else x
+                x = part(x)
+        return x
+
+    def _covariates(
+        self, x: Tensor, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
+    ) -> Tensor | None:
+        """Continuous columns, then the indicators of each category ``[n, n_cov]``."""
+        if len(cat_list) < len(self.n_cat_list):
+            raise ConfigError(
+                f"These layers were built for {len(self.n_cat_list)} categorical covariates; "
+                f"{len(cat_list)} were given."
+            )
+        columns = [] if cont is None else [cont]
+        for i, n_categories in enumerate(self.n_cat_list):
+            if not n_categories:
+                continue
+            codes = cat_list[i]
+            if codes is None:
+                raise ConfigError(
+                    f"Categorical covariate {i} has {n_categories} categories, but no codes "
+                    "were given for it."
+                )
+            is_encoded = codes.dim() == 2 and codes.shape[1] == n_categories
+            columns.append(codes if is_encoded else one_hot(codes, n_categories, x.dtype))
+        return torch.cat(columns, dim=-1) if columns else None
+
+
+def _normalize(norm: nn.Module, x: Tensor) -> Tensor:
+    """Batch norm over the cells; the samples ``[s, n, k]`` of a cell are not its peers."""
+    if x.dim() == 2:
+        return norm(x)
+    if norm.training:
+        return torch.stack([norm(x_nk) for x_nk in x])
+    return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -1,0 +1,125 @@
+"""Where a module's random numbers come from.
+
+Axis suffixes: ``n`` cells, ``k`` latent or hidden units, ``s`` samples. Cells are the
+second-to-last axis of whatever is drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from scvi_dist.errors import PlanError
+
+NO_SAMPLES = torch.Size()
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """Which cells of which global minibatch are being computed here."""
+
+    seed: int
+    step: int
+    start: int
+    stop: int
+    n_global: int
+
+    def __post_init__(self) -> None:
+        if min(self.seed, self.step) < 0 or not 0 <= self.start < self.stop or self.n_global < 1:
+            raise PlanError(
+                "Noise is bound to a seed and a step of at least 0 and to items start < stop of "
+                f"a minibatch with at least one cell; this was {self}."
+            )
+
+    def generator(self, draw: int, device: torch.device) -> torch.Generator:
+        """The generator of the ``draw``-th draw of this step, equal on all ranks."""
+        words = np.random.SeedSequence([self.seed, self.step, draw]).generate_state(1, np.uint64)
+        return torch.Generator(device).manual_seed(int(words[0]))
+
+    def rows(self, device: torch.device) -> Tensor:
+        """This rank's items; a padding cell after the last one takes the noise of an early one."""
+        return torch.arange(self.start, self.stop, device=device) % self.n_global
+
+
+class NoiseStream:
+    """The one source of noise that all parts of a module share.
+
+    Unbound, as it is at first, it draws from torch's global generator, in the order and the
+    amounts in which scvi-tools does. Bound by :meth:`at`, each draw makes the noise of the
+    *whole global minibatch* from (seed, step, number of the draw in the step) and returns the
+    rows of this rank's cells: what a cell gets then depends neither on the rank that computes
+    it nor on the number of ranks.
+    """
+
+    def __init__(self) -> None:
+        self._binding: _Binding | None = None
+        self._n_draws = 0
+
+    @property
+    def is_bound(self) -> bool:
+        return self._binding is not None
+
+    def at(self, seed: int, step: int, start: int, stop: int, n_global: int) -> None:
+        """Bind to items ``start … stop`` of the ``n_global`` cells of global minibatch ``step``.
+
+        The draws of the step are counted from 0 again.
+        """
+        self._binding = _Binding(seed, step, start, stop, n_global)
+        self._n_draws = 0
+
+    def unbind(self) -> None:
+        """Draw from torch's global generator again."""
+        self._binding = None
+
+    def normal_like(self, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape ``[..., n, k]``, dtype and device of ``like``."""
+        if self._binding is None:
+            return torch.normal(torch.zeros_like(like), torch.ones_like(like))
+        noise, rows = self._global(like.shape, like.dtype, like.device)
+        generator = self._next_generator(like.device)
+        return noise.normal_(generator=generator).index_select(-2, rows)
+
+    def rsample(self, law: Normal, sample_shape: torch.Size = NO_SAMPLES) -> Tensor:
+        """A reparameterised draw ``[*sample_shape, n, k]`` from a normal law."""
+        if self._binding is None:
+            return law.rsample(sample_shape)
+        loc = law.loc.expand(*sample_shape, *law.loc.shape)
+        return loc + law.scale * self.normal_like(loc)
+
+    def bernoulli_keep(
+        self, shape: Sequence[int], p: float, device: Any = None, dtype: Any = torch.float32
+    ) -> Tensor:
+        """A mask ``[..., n, k]``: 0 with probability ``p`` (dropped), 1 otherwise (kept)."""
+        where = torch.device("cpu" if device is None else device)
+        if self._binding is None:
+            return torch.empty(shape, dtype=dtype, device=where).bernoulli_(1 - p)
+        mask, rows = self._global(shape, dtype, where)
+        generator = self._next_generator(where)
+        return mask.bernoulli_(1 - p, generator=generator).index_select(-2, rows)
+
+    def _global(
+        self, shape: Sequence[int], dtype: Any, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Room for the noise of the global minibatch, and the rows of it that are ours."""
+        binding = self._binding
+        assert binding is not None
+        n_cells = shape[-2] if len(shape) > 1 else -1
+        if n_cells != binding.stop - binding.start:
+            raise PlanError(
+                f"The noise is bound to items {binding.start} to {binding.stop} of global "
+                f"minibatch {binding.step}, which is {binding.stop - binding.start} cells, but "
+                f"noise of shape {list(shape)} was asked for. Bind it with at() to the cells of "
+                "each batch, or unbind() it."
+            )
+        whole = torch.empty((*shape[:-2], binding.n_global, shape[-1]), dtype=dtype, device=device)
+        return whole, binding.rows(device)
+
+    def _next_generator(self, device: torch.device) -> torch.Generator:
+        binding = self._binding
+        assert binding is not None
+        draw, self._n_draws = self._n_draws, self._n_draws + 1
+        return binding.generator(draw, device)

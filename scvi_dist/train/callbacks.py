@@ -1,0 +1,281 @@
+"""What happens between the steps: keeping count, looking at the loss, checkpoints, stopping."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from torch import Tensor
+
+from scvi_dist.batch import CellBatch
+from scvi_dist.errors import TrainingFailed
+from scvi_dist.train.configs import NEVER, EarlyStoppingConfig, TrainConfig, World
+from scvi_dist.train.training_plan import TrainingPlan
+
+Look = tuple[int, np.ndarray, Tensor, Tensor]
+"""Step, rows of its cells, its loss, the loss of each cell."""
+
+
+class StopTraining(Exception):
+    """Leaves Lightning's loop at once; nothing has gone wrong."""
+
+
+class KeepCount(Callback):
+    """Moves the plan's cursor after each step; comes before all callbacks that read it."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        plan.advance(batch)
+
+
+class WatchLoss(Callback):
+    """Raises when the loss is no number, and says which cells brought it about.
+
+    Losses stay on the device; every ``every`` steps their sum is looked at, by all ranks together,
+    so that all of them stop.
+
+    Attributes
+    ----------
+    mean_loss
+        Mean over the cells of the steps since the last look.
+    """
+
+    def __init__(self, world: World, every: int, where: str) -> None:
+        self.world = world
+        self.every = every
+        self.where = where
+        self.mean_loss = float("nan")
+        self._looks: deque[Look] = deque(maxlen=every)
+        self._sum: Tensor | None = None
+        self._n_cells = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        # Lightning's loss carries the factor that makes ranks weigh what their cells weigh.
+        loss = outputs["loss"].detach()
+        rows = batch.rows[: batch.n_real]
+        self._looks.append((plan.cursor.global_step - 1, rows, loss, plan.last_cell_losses))
+        addend = loss * (batch.n_global / self.world.size)
+        self._sum = addend if self._sum is None else self._sum + addend
+        self._n_cells += batch.n_global
+        if plan.cursor.global_step % self.every == 0:
+            self.look(plan)
+
+    def look(self, plan: TrainingPlan) -> None:
+        """Raise if a loss since the last look is not finite; all ranks have to call it.
+
+        Raises
+        ------
+        TrainingFailed
+            Names step, rows and rank.
+        """
+        if self._sum is None:
+            return
+        total = plan.reduce(self._sum.reshape(1)).item()
+        if not np.isfinite(total):
+            raise TrainingFailed(self._message(plan))
+        self.mean_loss = total / max(self._n_cells, 1)
+        self._looks.clear()
+        self._sum, self._n_cells = None, 0
+
+    def _message(self, plan: TrainingPlan) -> str:
+        mine = self._first_bad()
+        found = [mine]
+        if self.world.size > 1:
+            found = [None] * self.world.size
+            dist.all_gather_object(found, mine)
+        bad = [(*seen, rank) for rank, seen in enumerate(found) if seen is not None]
+        step, cells, rank = min(bad) if bad else (plan.cursor.global_step, "unknown cells", 0)
+        return (
+            f"The loss is not a finite number at step {step} (epoch {plan.cursor.epoch}, rank "
+            f"{rank}): {cells} of {self.where}. Look at the counts of these cells for negative, "
+            "missing or enormous values; if they are sound, lower plan.lr or set "
+            "train.gradient_clip_val. Checkpoints from before this step are untouched."
+        )
+
+    def _first_bad(self) -> tuple[int, str] | None:
+        """Step and description of the first batch of this rank whose loss is not finite."""
+        previous: np.ndarray | None = None
+        for step, rows, loss, cell_losses in self._looks:
+            if not torch.isfinite(loss):
+                finite = torch.isfinite(cell_losses)[: len(rows)].cpu().numpy()
+                return step, _describe_rows(rows, finite, previous)
+            previous = rows
+        return None
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's early stopping, with scvi-tools' warm-up and a state that is plain numbers."""
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        super().__init__(
+            monitor=config.monitor,
+            min_delta=config.min_delta,
+            patience=config.patience,
+            mode=config.mode,
+            strict=False,
+        )
+        self.warmup_epochs = config.warmup_epochs
+        self.n_checks = 0
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        self.n_checks += 1
+        if self.n_checks <= self.warmup_epochs:
+            return False, None
+        return super()._evaluate_stopping_criteria(current)
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        plan: Any = trainer.lightning_module
+        # Lightning keeps old values: an epoch without validation must not count again.
+        if self.monitor in plan.epoch_metrics:
+            super()._run_early_stopping_check(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state | {"best_score": float(self.best_score), "n_checks": self.n_checks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        self.n_checks = state.pop("n_checks")
+        # The patience asked for now, not the one of back then.
+        state["patience"] = self.patience
+        state["best_score"] = torch.tensor(state["best_score"])
+        super().load_state_dict(state)
+
+
+class StopRequest(Callback):
+    """Whether someone wants the run to stop: SIGTERM to this process, or a function says so."""
+
+    def __init__(self, asked: Callable[[], bool] | None = None) -> None:
+        self.received = False
+        self._asked = asked
+
+    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
+        # Lightning's own handler talks to other ranks from inside the signal, which can deadlock;
+        # it is replaced while steps are made. Only the main thread may do that.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_: Any) -> None:
+        self.received = True
+
+    def agreed(self, plan: TrainingPlan) -> bool:
+        """Whether any rank was asked to stop; all ranks have to call it."""
+        mine = self.received or (self._asked is not None and self._asked())
+        if plan.world.size == 1:
+            return mine
+        return plan.reduce(torch.tensor([float(mine)], device=plan.device)).item() > 0
+
+
+@contextmanager
+def handler_restored(signum: int) -> Iterator[None]:
+    """Whatever is done to the handler of a signal inside is undone at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signum)
+    try:
+        yield
+    finally:
+        signal.signal(signum, previous)
+
+
+class SaveCheckpoints(Checkpoint):
+    """Writes checkpoints: inside an epoch, at its end, and when asked to stop.
+
+    All ranks take part, because sums are reduced over ranks; rank 0 writes. Derives from
+    Lightning's ``Checkpoint``, so that it comes after early stopping has decided.
+
+    Parameters
+    ----------
+    save
+        Writes a checkpoint of this moment; called by every rank.
+    clock
+        Seconds; only differences count.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        max_epochs: int | None,
+        save: Callable[[], None],
+        watch: WatchLoss,
+        stop: StopRequest,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.max_epochs = max_epochs
+        self.interrupted = False
+        self._save, self._watch, self._stop, self._clock = save, watch, stop, clock
+        self._saved_s = clock()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        if plan.cursor.position >= plan.n_train:
+            return  # The epoch is over: its metrics belong into the checkpoint.
+        step = plan.cursor.global_step
+        is_last = step == self.config.max_steps
+        if self._stop_now(plan, step):
+            self._write(plan)
+            raise StopTraining
+        if is_last or step % (self.config.checkpoint_every_n_steps or NEVER) == 0:
+            self._write(plan)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: Any) -> None:
+        if plan.cursor.position:
+            return  # Ended inside the epoch by max_steps; written already.
+        step = plan.cursor.global_step
+        stop = self._stop.agreed(plan)
+        is_last = plan.cursor.epoch == self.max_epochs or step == self.config.max_steps
+        is_due = step % (self.config.checkpoint_every_n_steps or NEVER) == 0 or self._waited(plan)
+        if is_last or is_due or trainer.should_stop or stop:
+            self._write(plan)
+        if stop and not (is_last or trainer.should_stop):
+            self.interrupted = True
+            raise StopTraining
+
+    def _stop_now(self, plan: TrainingPlan, step: int) -> bool:
+        """Alone we look at each step; several ranks only where they look at the loss anyway."""
+        if self.config.max_steps == step:
+            return False
+        looks = plan.world.size == 1 or step % self.config.log_every_n_steps == 0
+        self.interrupted = looks and self._stop.agreed(plan)
+        return self.interrupted
+
+    def _waited(self, plan: TrainingPlan) -> bool:
+        """Whether the last checkpoint is old; rank 0's clock decides for all."""
+        is_old = self._clock() - self._saved_s >= self.config.checkpoint_every_s
+        mine = float(is_old and plan.world.is_first)
+        return plan.reduce(torch.tensor([mine], device=plan.device)).item() > 0
+
+    def _write(self, plan: TrainingPlan) -> None:
+        self._watch.look(plan)
+        self._save()
+        self._saved_s = self._clock()
+
+
+def _describe_rows(rows: np.ndarray, finite: np.ndarray, previous: np.ndarray | None) -> str:
+    """The rows to look at, in words."""
+    bad = rows[~finite]
+    if 0 < len(bad) < len(rows):
+        return f"the loss of {_list_rows(bad)} is not finite (batch of {len(rows)} cells)"
+    where = f"no cell of {_list_rows(rows)} can be told apart"
+    if previous is not None:
+        # A finite loss with an infinite gradient spoils the weights one step earlier.
+        where += f", or the step before broke the weights, which saw {_list_rows(previous)}"
+    return where
+
+
+def _list_rows(rows: np.ndarray) -> str:
+    shown = ", ".join(str(row) for row in rows[:10])
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{', …' if len(rows) > 10 else ''}"

@@ -1,0 +1,98 @@
+"""Training on a store ten times larger than the memory it may use.
+
+    python tests/bench/bench_memory.py [--budget-mb 128] [--cells 200000 400000] [--genes 4000]
+
+For each number of cells a fresh process trains one epoch from a Zarr store with the given budget
+for data, and the resident memory (Linux: VmHWM, the peak) is read before the first and after the
+last step. Printed are the size of the matrix in memory, the budget, and the peak above the
+baseline of a process that has imported everything and trained on 2,000 cells. The peak must lie
+within the budget and must not grow with the number of cells.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MEGABYTE = 1 << 20
+
+
+def peak_rss_bytes() -> int:
+    """High-water mark of this process's resident memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this system has no VmHWM in /proc/self/status")
+
+
+def child(url: str, warm_url: str, budget_bytes: int) -> None:
+    """Train once on a small store (the baseline), then on the large one; print the peaks."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from scvi_dist.data import open_store
+    from scvi_dist.model import SCVI
+
+    peaks = {}
+    for name, source in (("warm", warm_url), ("run", url)):
+        store = open_store(source)
+        manager = SCVI.setup_anndata(store, batch_key="batch")
+        model = SCVI(manager, gene_likelihood="nb")
+        with tempfile.TemporaryDirectory() as folder:
+            model.train(
+                max_epochs=1,
+                batch_size=512,
+                budget_bytes=budget_bytes,
+                engine="local",
+                run_dir=f"{folder}/run",
+            )
+        peaks[name] = peak_rss_bytes()
+        peaks[f"{name}_bytes"] = store.bytes_per_cell * store.n_obs
+    print(json.dumps(peaks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget-mb", type=int, default=128)
+    parser.add_argument("--cells", type=int, nargs="+", default=[200_000, 400_000])
+    parser.add_argument("--genes", type=int, default=4000)
+    parser.add_argument("--folder", type=Path, help="where the stores go, and stay")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        url, warm_url, budget = arguments.child
+        child(url, warm_url, int(budget))
+        return
+
+    from scvi_dist.data.simulate import simulate_atlas
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        sizes = [2_000, *arguments.cells]
+        urls = {}
+        for n in sizes:
+            target = folder / f"atlas_{n}x{arguments.genes}"
+            if not target.exists():
+                simulate_atlas(target, n_cells=n, n_genes=arguments.genes, n_shards=0)
+            urls[n] = str(next(target.glob("*.zarr")))
+        budget_bytes = arguments.budget_mb * MEGABYTE
+        for n in arguments.cells:
+            command = [sys.executable, __file__, "--child", urls[n], urls[2_000], str(budget_bytes)]
+            out = subprocess.run(command, capture_output=True, text=True, check=False)
+            if out.returncode:
+                raise SystemExit(out.stderr)
+            peaks = json.loads(out.stdout.strip().splitlines()[-1])
+            above = peaks["run"] - peaks["warm"]
+            print(
+                f"{n:>9,} cells: matrix {peaks['run_bytes'] / MEGABYTE:8.0f} MB, "
+                f"budget {arguments.budget_mb} MB, "
+                f"peak above baseline {above / MEGABYTE:6.0f} MB "
+                f"({'within' if above <= budget_bytes else 'OVER'} the budget)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
