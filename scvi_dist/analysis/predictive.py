@@ -118,9 +118,12 @@ def draw_by_cell(law: Distribution, keys: np.ndarray) -> Tensor:
     first = next(iter(parameters.values()))
     counts = torch.empty_like(first)
     seeds = (splitmix64(keys) >> np.uint64(1)).tolist()
-    with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
+    # torch.manual_seed would seed every device, and format a stack trace for each one it cannot.
+    on_gpu = first.device.index if first.is_cuda else None
+    generator = torch.default_generator if on_gpu is None else torch.cuda.default_generators[on_gpu]
+    with torch.random.fork_rng(devices=[] if on_gpu is None else [on_gpu]):
         for cell, seed in enumerate(seeds):
-            torch.manual_seed(seed)
+            generator.manual_seed(seed)
             of_cell = {name: value[..., cell, :] for name, value in parameters.items()}
             counts[..., cell, :] = sample_counts(kind(**of_cell))
     return counts

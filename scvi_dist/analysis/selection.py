@@ -72,7 +72,8 @@ class Selection:
         words = np.random.SeedSequence([seed, _TAG]).generate_state(1, np.uint64)
         keys = splitmix64(self.at(positions).astype(np.uint64) + words[0])
         if self._occurrence is not None:
-            keys = splitmix64(keys + self._occurrence[positions].astype(np.uint64) * _STRIDE)
+            repeat = self._occurrence[positions].astype(np.uint64)
+            keys = np.where(repeat == 0, keys, splitmix64(keys + repeat * _STRIDE))
         return keys
 
     def obs_names(self, store: Store, start: int = 0, stop: int | None = None) -> np.ndarray:

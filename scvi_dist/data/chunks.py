@@ -133,7 +133,6 @@ def read_chunks(
     spans: np.ndarray,
     out: np.ndarray,
     *,
-    length: int,
     chunk: int,
     dtype: np.dtype,
     fetch: Callable[[list[int]], list[memoryview | None]],
@@ -143,7 +142,7 @@ def read_chunks(
 
     Parameters
     ----------
-    length, chunk, dtype
+    chunk, dtype
         Of the stored array; ``out`` may have another type.
     fetch
         The stored bytes of chunks by number, ``None`` for a chunk that is not there.

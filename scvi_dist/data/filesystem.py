@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from scvi_dist.errors import ConfigError, MissingDependency, StoreError, StoreNotFound, did_you_mean
+from scvi_dist.errors import (
+    ConfigError,
+    MissingDependency,
+    StoreCorrupt,
+    StoreError,
+    StoreNotFound,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\]]+")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
 # In these the part before "@" is the name of a container, not of a user.
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
@@ -53,6 +61,11 @@ def is_remote(url: str | os.PathLike[str]) -> bool:
 def redact_url(url: str | os.PathLike[str]) -> str:
     """The URL without user name, password, query or fragment; a local path as it is."""
     return "::".join(_redact_link(link) for link in os.fspath(url).split("::"))
+
+
+def redact_text(text: str) -> str:
+    """A message of another library with every URL in it redacted."""
+    return _URL_IN_TEXT.sub(lambda match: redact_url(match[0]), text)
 
 
 def _redact_link(link: str) -> str:
@@ -195,6 +208,23 @@ def facts_of_path(fs: "AbstractFileSystem", path: str) -> FileFacts:
     known = fs.info(path)
     stamp = next((str(known[key]) for key in _STAMP_KEYS if known.get(key)), "")
     return FileFacts(int(known.get("size") or 0), stamp or str(known.get("created", "")))
+
+
+def unreadable(where: str, what: str, error: Exception) -> StoreError:
+    """The error for a part of a store that could not be read; its cause is shown if no URL in
+    its message holds a secret.
+    """
+    told = redact_text(str(error)) or type(error).__name__
+    if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
+        problem = StoreError(f"{where}: {what} could not be fetched: {told}. Try again later.")
+    else:
+        problem = StoreCorrupt(
+            f"{where}: {what} cannot be read: {told}. The store is damaged or was not copied to "
+            "its end."
+        )
+    problem.__cause__ = error if told == str(error) else None
+    problem.__suppress_context__ = True
+    return problem
 
 
 def not_found(url: str | os.PathLike[str]) -> StoreNotFound:

@@ -10,16 +10,20 @@ import numpy as np
 
 from scvi_dist.data.anndata_layout import as_text, native
 from scvi_dist.data.anndata_store import AnnDataStore
+from scvi_dist.data.chunks import ChunkDamaged, LocalObjects, Objects, RemoteObjects
 from scvi_dist.data.filesystem import (
-    FileFacts,
     file_facts,
+    filesystem_of,
     is_folder,
     is_remote,
     normalise_url,
     not_found,
     open_file,
+    redact_text,
     redact_url,
+    unreadable,
 )
+from scvi_dist.data.h5_chunks import H5ChunkLayout
 from scvi_dist.data.spans import read_joined, total_length
 from scvi_dist.data.store import StoreLocator
 from scvi_dist.errors import StoreCorrupt, StoreError, UnsupportedStore
@@ -46,8 +50,13 @@ class H5Tree:
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self.where = redact_url(url)
+        self.is_remote = is_remote(url)
+        if self.is_remote:
+            self.objects: Objects = RemoteObjects(*filesystem_of(url, storage_options))
+        else:
+            self.objects = LocalObjects(normalise_url(url))
         self.gap_bytes = _REMOTE_GAP_BYTES if is_remote(url) else _LOCAL_GAP_BYTES
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._source: Any = None
         self._facts = file_facts(url, storage_options)
         self._file = self._open(url, storage_options)
@@ -69,6 +78,8 @@ class H5Tree:
         except FileNotFoundError:
             raise not_found(url) from None
         except OSError as error:
+            if self._source is not None:
+                self._source.close()
             raise self._cannot_open(url, storage_options, error) from error
 
     def _cannot_open(self, url: str, options: dict[str, Any], error: OSError) -> StoreError:
@@ -78,31 +89,33 @@ class H5Tree:
             return UnsupportedStore(f"{self.where} is a folder, expected an h5ad file.")
         with open_file(url, storage_options=options) as file:
             start = file.read(len(_SIGNATURE))
-        if start != _SIGNATURE:
+        if len(start) == len(_SIGNATURE) and start != _SIGNATURE:
             return UnsupportedStore(
                 f"{self.where} is not an HDF5 file (it begins with {start!r}); expected an h5ad "
                 "file as anndata writes it."
             )
         return StoreCorrupt(
-            f"{self.where} cannot be opened: {error}. Its size is {self._facts.size} bytes; it "
-            "was probably not copied or written to its end."
+            f"{self.where} cannot be opened: {redact_text(str(error))}. Its size is "
+            f"{self._facts.size} bytes; it was probably not copied or written to its end."
         )
 
     @contextmanager
     def reading(self, path: str, what: str = "") -> Iterator[h5py.File]:
         """The open file, for one thread at a time; HDF5's errors become ours."""
-        with self._lock:
-            if not self._file:
-                raise StoreError(f"{self.where} was closed; open it again with its locator.")
-            try:
-                yield self._file
-            except (OSError, RuntimeError, KeyError) as error:
-                if isinstance(error, StoreError):
-                    raise
-                raise StoreCorrupt(
-                    f"{self.where}: {path}{what} cannot be read: {error}. The file is damaged or "
-                    "was not copied to its end."
-                ) from error
+        with self.lock, self.damage_of(path, what):
+            yield self._file
+
+    @contextmanager
+    def damage_of(self, path: str, what: str) -> Iterator[None]:
+        """Errors of HDF5 and of codecs become :class:`StoreCorrupt`."""
+        if not self._file:
+            raise StoreError(f"{self.where} was closed; open it again with its locator.")
+        try:
+            yield
+        except StoreError:
+            raise
+        except (OSError, RuntimeError, KeyError, ChunkDamaged) as error:
+            raise unreadable(self.where, path + what, error)  # noqa: B904 (it sets the cause)
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
         with self.reading(path) as file:
@@ -132,12 +145,8 @@ class H5Tree:
     def size_on_disk(self) -> int:
         return self._facts.size
 
-    @property
-    def facts(self) -> FileFacts:
-        return self._facts
-
     def close(self) -> None:
-        with self._lock:
+        with self.lock:
             self._arrays.clear()
             self._file.close()
             if self._source is not None:
@@ -157,6 +166,8 @@ class H5Array:
         self.dtype: np.dtype = native(dataset.dtype)
         self._chunk = int(dataset.chunks[0]) if dataset.chunks else None
         self._decodes = dataset.id.get_create_plist().get_nfilters() > 0
+        past_hdf5 = self._decodes or tree.is_remote
+        self._layout = H5ChunkLayout.of(dataset, tree.lock) if past_hdf5 else None
 
     @property
     def chunk_rows(self) -> int:
@@ -168,6 +179,8 @@ class H5Array:
         if self.dtype.kind == "O":
             parts = [self._slice(start, stop) for start, stop in spans.tolist()]
             return as_text(np.concatenate(parts) if parts else np.zeros(0, dtype=object))
+        if self._layout is not None and len(spans):
+            return self._read_chunks(self._layout, spans, np.dtype(dtype or self.dtype))
         if len(spans) == 1:
             return self._slice(*spans[0].tolist()).astype(dtype or self.dtype, copy=False)
         out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
@@ -180,6 +193,13 @@ class H5Array:
             max_gap=self._tree.gap_bytes // row_bytes,
             decodes=self._decodes,
         )
+        return out
+
+    def _read_chunks(self, layout: H5ChunkLayout, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        out = np.empty(total_length(spans), dtype=dtype)
+        bounds = f" (entries {spans[0, 0]} to {spans[-1, 1]})"
+        with self._tree.damage_of(self._path, bounds):
+            layout.read(self._tree.objects, spans, out)
         return out
 
     def _slice(self, start: int, stop: int) -> np.ndarray:

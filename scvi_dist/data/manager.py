@@ -169,10 +169,10 @@ class AnnDataManager:
         from rich.table import Table
 
         def show(title: str, rows: Mapping[Any, Any]) -> None:
-            table = Table("key", "value", title=title)
+            table = Table("key", "value")
             for key, value in rows.items():
                 table.add_row(str(key), str(value))
-            console.print(table)
+            console.print(f"\n{title}", table)
 
         console = Console()
         console.print(

@@ -258,8 +258,8 @@ def gene_lookup(genes: np.ndarray, n_genes: int) -> np.ndarray:
 
 def select_genes(block: CsrRows, lookup: np.ndarray, n_selected: int) -> CsrRows:
     """The columns that ``lookup`` gives a new place; order within a row stays as stored."""
-    columns = lookup[block.indices]
-    kept = columns >= 0
-    before = np.zeros(len(kept) + 1, dtype=np.int64)
-    np.cumsum(kept, out=before[1:])
-    return CsrRows(before[block.indptr], columns[kept], block.data[kept], n_selected)
+    columns = lookup.take(block.indices)
+    # Taking positions is several times faster than boolean indexing.
+    kept = np.flatnonzero(columns >= 0)
+    indptr = np.searchsorted(kept, block.indptr)
+    return CsrRows(indptr, columns.take(kept), block.data.take(kept), n_selected)

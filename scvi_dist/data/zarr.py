@@ -24,6 +24,7 @@ from scvi_dist.data.filesystem import (
     normalise_url,
     not_found,
     redact_url,
+    unreadable,
 )
 from scvi_dist.data.spans import read_joined, total_length
 from scvi_dist.data.store import StoreLocator
@@ -90,9 +91,9 @@ class ZarrTree:
                 try:
                     self._nodes[path] = self._root.get(path)
                 except _DAMAGE as error:
-                    raise StoreCorrupt(
-                        f"{self.where}: the metadata of {path} cannot be read: {error}"
-                    ) from error
+                    raise unreadable(  # noqa: B904 (it sets the cause)
+                        self.where, f"the metadata of {path}", error
+                    )
             return self._nodes[path]
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
@@ -197,7 +198,9 @@ class ZarrArray:
         try:
             absent = layout.read(self._tree.objects, spans, out)
         except (ChunkDamaged, OSError) as error:
-            raise self._damaged(int(spans[0, 0]), int(spans[-1, 1]), error) from error
+            raise self._damaged(  # noqa: B904 (it sets the cause)
+                int(spans[0, 0]), int(spans[-1, 1]), error
+            )
         if absent and self._tree.is_matrix_part(self._path):
             # Zarr leaves out chunks of nothing but zeros; a sparse matrix stores no zeros.
             raise StoreCorrupt(
@@ -210,10 +213,7 @@ class ZarrArray:
         try:
             return np.asarray(self._array[start:stop])
         except _DAMAGE as error:
-            raise self._damaged(start, stop, error) from error
+            raise self._damaged(start, stop, error)  # noqa: B904 (it sets the cause)
 
-    def _damaged(self, start: int, stop: int, error: Exception) -> StoreCorrupt:
-        return StoreCorrupt(
-            f"{self._tree.where}: {self._path} (entries {start} to {stop}) cannot be read: "
-            f"{error}. A chunk is damaged or was not copied to its end."
-        )
+    def _damaged(self, start: int, stop: int, error: Exception) -> StoreError:
+        return unreadable(self._tree.where, f"{self._path} (entries {start} to {stop})", error)

@@ -21,7 +21,6 @@ _CHECKSUM_BYTES = 4
 class ChunkLayout:
     """How to read a one-dimensional array of numbers without the zarr library."""
 
-    length: int
     chunk: int
     """Entries of a chunk (the inner one, if sharded)."""
     dtype: np.dtype
@@ -49,7 +48,6 @@ class ChunkLayout:
         return read_chunks(
             spans,
             out,
-            length=self.length,
             chunk=self.chunk,
             dtype=self.dtype,
             fetch=lambda numbers: self._fetch(objects, numbers),
@@ -108,7 +106,6 @@ def _layout_v2(array: "Array", metadata: dict[str, Any], path: str) -> ChunkLayo
     if not _fills_with_zero(metadata):
         return None
     return ChunkLayout(
-        length=array.shape[0],
         chunk=array.chunks[0],
         dtype=np.dtype(array.dtype),
         decode=decoder(),
@@ -137,7 +134,6 @@ def _layout_v3(array: "Array", metadata: dict[str, Any], path: str) -> ChunkLayo
     if decoder is None or big or not _is_native(np.dtype(array.dtype)):
         return None
     return ChunkLayout(
-        length=array.shape[0],
         chunk=chunk,
         dtype=np.dtype(array.dtype),
         decode=decoder(),

@@ -159,4 +159,7 @@ def one_ahead(items: Iterator[T], *, limit_s: float, timed_out: Callable[[], str
             coming = pool.submit(next, items, done)
             yield item  # type: ignore[misc]
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if (close := getattr(items, "close", None)) is not None:
+            # In the same thread: a generator cannot be closed while it is running in another.
+            pool.submit(close)
+        pool.shutdown(wait=False)

@@ -1,5 +1,6 @@
 """A small atlas in every kind of store, and a module that has seen no training."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ def stores(adata: anndata.AnnData, tmp_path_factory: pytest.TempPathFactory) -> 
     dense.X = adata.X.toarray()
     adata.write_h5ad(folder / "csr.h5ad")
     dense.write_h5ad(folder / "dense.h5ad")
-    adata.write_zarr(folder / "csr.zarr")
-    dense.write_zarr(folder / "dense.zarr")
+    with warnings.catch_warnings():
+        # anndata and zarr announce their next formats here.
+        warnings.simplefilter("ignore")
+        adata.write_zarr(folder / "csr.zarr")
+        dense.write_zarr(folder / "dense.zarr")
     parts = [folder / f"part{i}.h5ad" for i in range(3)]
     for path, rows in zip(parts, np.array_split(np.arange(N_CELLS), 3), strict=True):
         adata[rows].copy().write_h5ad(path)

@@ -1,0 +1,306 @@
+"""The Ray engine: Ray Data reads a rank's share of the plan on any CPU of the cluster.
+
+Each rank makes a data set of its own whose read tasks are its windows: epoch and position are
+arguments, no coordinator hands out blocks, so that resuming is exact. A block is an Arrow table
+with a row for each minibatch.
+"""
+
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask as RayReadTask
+
+from scvi_dist.batch import CellBatch, CsrRows
+from scvi_dist.data.counts import CountReport
+from scvi_dist.dataloaders.budget import TASK_SLACK
+from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
+from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
+from scvi_dist.dataloaders.read_plan import ReadPlan
+from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
+from scvi_dist.dataloaders.reader import one_ahead
+from scvi_dist.dataloaders.source import CellSource, OpenSource
+from scvi_dist.errors import ConfigError, PlanError, ScviDistError
+
+SEGMENT_WINDOWS = 1_000
+"""Windows in one Ray data set: Ray stores every read task of a data set before the first runs."""
+
+_MIN_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Some windows of a rank's epoch, and what a reader on another machine needs for them."""
+
+    shared: Any
+    """Ray's reference to ``(plan, cell source)``."""
+    epoch: int
+    rank: int
+    world: int
+    windows: tuple[tuple[int, int], ...]
+    """Window, and its first minibatch."""
+    check: bool
+    """Look at every value."""
+    window_bytes: int
+    """Expected size of a block."""
+
+
+class PlanDatasource(Datasource):
+    """A segment as a Ray data source: one read task and one block for each window."""
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__()
+        self._segment = segment
+
+    def get_name(self) -> str:
+        return "scvi_dist"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._segment.window_bytes * len(self._segment.windows)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[RayReadTask]:
+        size = self._segment.window_bytes
+        metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
+        return [
+            RayReadTask(_reader_of(self._segment, window, first), metadata)
+            for window, first in self._segment.windows
+        ]
+
+
+def _reader_of(segment: Segment, window: int, first: int) -> Callable[[], Iterator[pa.Table]]:
+    shared, check = segment.shared, segment.check
+    epoch, rank, world = segment.epoch, segment.rank, segment.world
+
+    # The windows of the segment stay out of the closure: it is stored once for each of them.
+    def read() -> Iterator[pa.Table]:
+        plan, source = _shared_on_worker(shared)
+        yield window_table(plan.task(epoch, rank, world, window, first), source, check)
+
+    return read
+
+
+_ON_WORKER: dict[str, tuple[ReadPlan, OpenSource]] = {}
+
+
+def _shared_on_worker(shared: Any) -> tuple[ReadPlan, OpenSource]:
+    """The plan and the open source of this worker process; the last ones are kept."""
+    key = shared.hex()
+    if key not in _ON_WORKER:
+        plan, source = ray.get(shared)
+        _ON_WORKER.clear()
+        _ON_WORKER[key] = plan, source.open()
+    return _ON_WORKER[key]
+
+
+def window_table(task: ReadTask, source: OpenSource, check: bool) -> pa.Table:
+    """A task's counts as an Arrow table with a row for each minibatch.
+
+    Columns: ``step``; ``lengths``, ``indices`` and ``data`` of the minibatch's cells as CSR;
+    ``report`` (in the first row), what is wrong with the counts.
+    """
+    n_parts = n_parts_of(task, 1)
+    parts = [read_part(task, part, n_parts, source, check) for part in range(n_parts)]
+    report = sum((part.report for part in parts if part.report is not None), CountReport())
+    rows = TaskRows([part.counts for part in parts])
+    counts = rows.gather(np.concatenate([cut.pick for cut in task.cuts]))
+    cells = np.cumsum([0] + [len(cut.pick) for cut in task.cuts])
+    entries = counts.indptr[cells]
+    reports = [pickle.dumps(report) if check else None] + [None] * (len(task.cuts) - 1)
+    return pa.table(
+        {
+            "step": pa.array([cut.step for cut in task.cuts], pa.int64()),
+            "lengths": _lists(cells, np.diff(counts.indptr).astype(np.int32)),
+            "indices": _lists(entries, counts.indices),
+            "data": _lists(entries, counts.data),
+            "report": pa.array(reports, pa.large_binary()),
+        }
+    )
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.LargeListArray:
+    """``values[offset k : offset k + 1]`` as list k; the values are not copied."""
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+
+
+@dataclass(frozen=True, slots=True)
+class MinibatchRow:
+    """A row of a window's table; the arrays look into Ray's shared memory, read-only."""
+
+    step: int
+    lengths: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    report: CountReport | None
+
+    def counts(self, n_genes: int) -> CsrRows:
+        """The row's cells in arrays of their own.
+
+        Copied, because torch would write into shared memory unawares, and because a minibatch
+        that is kept must not keep a whole block in the object store.
+        """
+        indptr = np.zeros(len(self.lengths) + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=indptr[1:])
+        return CsrRows(indptr, self.indices.copy(), self.data.copy(), n_genes)
+
+
+def minibatch_rows(table: pa.Table) -> Iterator[MinibatchRow]:
+    """The rows of a table without copying; it may be cut or joined in any way between rows."""
+    for chunk in table.to_batches():
+        lists = {name: chunk.column(name) for name in ("lengths", "indices", "data")}
+        # Not `.values[k]` or scalars: they copy. Offsets and flat values are views.
+        offsets = {name: column.offsets.to_numpy() for name, column in lists.items()}
+        values = {
+            name: column.values.to_numpy(zero_copy_only=True) for name, column in lists.items()
+        }
+        steps, reports = chunk.column("step").to_numpy(), chunk.column("report")
+        for k, step in enumerate(steps.tolist()):
+            row = {name: values[name][o[k] : o[k + 1]] for name, o in offsets.items()}
+            report = reports[k].as_py()
+            # Written by our own reader task a moment ago, not a file.
+            yield MinibatchRow(step=step, report=pickle.loads(report) if report else None, **row)
+
+
+class RayLoader(PlanLoader):
+    """Reads through Ray Data; best where CPU nodes feed ranks that have none to spare.
+
+    Ray has to be running: initialised by the caller, or because this is a Ray Train worker.
+
+    Raises
+    ------
+    ConfigError
+        Ray is not running.
+    """
+
+    def __init__(
+        self,
+        plan: ReadPlan,
+        source: CellSource | OpenSource,
+        config: LoaderConfig,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not ray.is_initialized():
+            raise ConfigError("engine 'ray' needs a running Ray: call ray.init(), or use 'local'.")
+        super().__init__(plan, source, config, rank, world)
+        self._shared = ray.put((plan, self.source.cell_source))
+
+    def _batches(self, epoch: int, position: int) -> Iterator[CellBatch]:
+        coded_obs = self.source.coded_obs
+        n_genes = self.source.schema.n_vars
+        with closing(self._rows(epoch, position)) as rows:  # type: ignore[type-var]
+            for task, cut in self._cuts(epoch, position):
+                row = next(rows, None)
+                if row is None or row.step != cut.step:
+                    raise PlanError(
+                        f"rank {self.rank}: expected step {cut.step} of epoch {epoch} from Ray "
+                        f"Data, seen {'the end' if row is None else f'step {row.step}'}; its "
+                        f"blocks came out of order."
+                    )
+                if self._guard is not None:
+                    self._guard.add([row.report])
+                counts = row.counts(n_genes)
+                # A row keeps its whole block in the object store.
+                del row
+                yield batch_of(task, cut, counts, coded_obs)
+
+    def _cuts(self, epoch: int, position: int) -> Iterator[tuple[ReadTask, BatchCut]]:
+        for task in self.plan.tasks(epoch, self.rank, self.world, position):
+            for cut in task.cuts:
+                yield task, cut
+
+    def _rows(self, epoch: int, position: int) -> Iterator[MinibatchRow]:
+        windows = self.plan.windows(position)
+        while segment := tuple(islice(windows, SEGMENT_WINDOWS)):
+            tables = one_ahead(
+                iter(self._dataset(epoch, segment)),
+                limit_s=self.config.wait_limit_s,
+                timed_out=self._starved,
+            )
+            with closing(tables):  # type: ignore[type-var]
+                while (table := self._next(tables)) is not None:
+                    yield from minibatch_rows(table)
+                    del table
+
+    def _next(self, tables: Iterator[pa.Table]) -> pa.Table | None:
+        try:
+            return next(tables, None)
+        except ray.exceptions.RayTaskError as error:
+            # What a reader task raised says more than that a task failed.
+            if isinstance(error.cause, ScviDistError):
+                error.cause.add_note(f"in a reader task of rank {self.rank}")
+                raise error.cause from error
+            raise
+
+    def _dataset(self, epoch: int, windows: tuple[tuple[int, int], ...]) -> Iterator[pa.Table]:
+        cells = self.plan.cells_per_task(self.world)
+        size = int(cells * self.source.store.bytes_per_cell)
+        segment = Segment(
+            self._shared, epoch, self.rank, self.world, windows, self._guard is not None, size
+        )
+        with _quiet(), DataContext.current(_context(self.config, size)):
+            dataset = ray.data.read_datasource(
+                PlanDatasource(segment),
+                override_num_blocks=len(windows),
+                num_cpus=self.config.reader_cpus,
+                concurrency=min(self.config.readers, len(windows)),
+            )
+        return iter(
+            dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        )
+
+    def _starved(self) -> str:
+        total = ray.cluster_resources().get("CPU", 0)
+        free = ray.available_resources().get("CPU", 0)
+        return (
+            f"rank {self.rank}: Ray Data delivered nothing within {self.config.wait_limit_s:.0f} "
+            f"s. A reader task needs {self.config.reader_cpus:g} CPUs; the cluster has {total:g}, "
+            f"of which {free:g} are free. Give workers fewer CPUs, add a node, or use engine "
+            f"'local'."
+        )
+
+
+def _context(config: LoaderConfig, window_bytes: int) -> DataContext:
+    """Ray Data's settings for one data set: order kept, blocks whole, memory bounded, silent."""
+    context = DataContext.get_current().copy()
+    block_bytes = max(_MIN_BLOCK_BYTES, int(window_bytes * TASK_SLACK))
+    # Smaller blocks would be joined and larger ones cut; the estimate also sizes Ray's budget.
+    context.target_max_block_size = block_bytes
+    context.execution_options = ExecutionOptions(
+        # Off by default, and a small machine keeps the order by accident.
+        preserve_order=True,
+        resource_limits=ExecutionResources(
+            cpu=config.readers * config.reader_cpus,
+            object_store_memory=max(config.budget_bytes, 4 * block_bytes),
+        ),
+        verbose_progress=False,
+    )
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    return context
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Ray Data's reports, and without its warnings about its own settings."""
+    # Ray sets the level when it starts, so it is lowered for each data set.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
