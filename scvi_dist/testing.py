@@ -12,24 +12,25 @@ import hashlib
 import pickle
 import subprocess
 import sys
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from scvi_dist.data.open import open_store
+from scvi_dist.data.small_atlas import dense_of, gene_names, small_atlas, write_atlas
 from scvi_dist.data.store import Range, Store
 from scvi_dist.errors import FieldNotFound, StoreError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+__all__ = ["RANGES", "StoreConformance", "dense_of", "gene_names", "small_atlas", "write_atlas"]
 
 RANGES: tuple[tuple[Range, ...], ...] = (
     (),
@@ -43,81 +44,6 @@ RANGES: tuple[tuple[Range, ...], ...] = (
 )
 """Ranges of rows of an atlas of 57 cells: none, empty, one, all, ascending, scattered, descending,
 overlapping."""
-
-
-def small_atlas(
-    n: int = 57,
-    g: int = 23,
-    seed: int = 0,
-    *,
-    density: float = 0.25,
-    x: Literal["csr", "dense"] = "csr",
-) -> "AnnData":
-    """A synthetic AnnData with a bit of everything that a store has to read.
-
-    Counts with empty cells, layers ``counts`` (CSR) and ``spliced`` (dense), raw with more genes
-    than X; obs with categories (not sorted, unused, missing), text, numbers, nullable numbers and
-    booleans; obsm with an array and a table.
-    """
-    from anndata import AnnData
-
-    rng = np.random.default_rng(seed)
-    obs = pd.DataFrame(index=[f"cell-{i}" for i in range(n)])
-    batch = pd.Categorical.from_codes(rng.integers(0, 3, n), ["late", "early", "mid", "never"])
-    obs["batch"] = batch
-    obs["donor"] = pd.Categorical.from_codes(rng.integers(-1, 2, n), ["d1", "d0"])
-    obs["plate"] = pd.Categorical.from_codes(rng.integers(0, 2, n), [7, 3], ordered=True)
-    obs["barcode"] = [f"ÄC{i}" for i in range(n)]
-    obs["depth"] = rng.gamma(2.0, 3.0, n)
-    obs["n_reads"] = rng.integers(0, 1000, n)
-    obs["age"] = pd.array([None if i % 5 == 1 else int(i) for i in range(n)], dtype="Int64")
-    obs["is_doublet"] = rng.random(n) < 0.3
-
-    def counts(genes: int) -> sparse.csr_matrix:
-        dense = rng.poisson(3.0, (n, genes)) * (rng.random((n, genes)) < density)
-        dense[1::7] = 0  # cells without a count
-        return sparse.csr_matrix(dense.astype(np.float32))
-
-    adata = AnnData(counts(g + 4), obs=obs, var=pd.DataFrame(index=gene_names(g + 4)))
-    adata.raw = adata
-    adata = adata[:, 2 : g + 2].copy()
-    adata.obs = obs  # copying an AnnData drops unused categories
-    adata.layers["counts"] = counts(g)
-    adata.layers["spliced"] = counts(g).toarray()
-    adata.obsm["pca"] = rng.normal(size=(n, 5))
-    proteins = rng.integers(0, 50, (n, 3))
-    adata.obsm["proteins"] = pd.DataFrame(proteins, index=obs.index, columns=["CD3", "CD4", "CD8"])
-    if x == "dense":
-        adata.X = adata.X.toarray()
-    return adata
-
-
-def gene_names(g: int) -> list[str]:
-    """Names that do not sort in the order of the columns."""
-    return [f"gene{(7 * i) % 101}-{i}" for i in range(g)]
-
-
-def write_atlas(adata: "AnnData", path: Path, *, zarr_format: int = 3, **options: Any) -> Path:
-    """Write with anndata, by the suffix of the path, without its warnings; returns the path."""
-    import anndata
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if path.suffix == ".h5ad":
-            adata.copy().write_h5ad(path, **options)
-        else:
-            with anndata.settings.override(zarr_write_format=zarr_format):
-                adata.copy().write_zarr(path, **options)
-    return path
-
-
-def dense_of(adata: "AnnData", layer: str | None = None) -> np.ndarray:
-    """The matrix of a layer as an array, in the way of :class:`StoreLocator`'s ``layer``."""
-    if layer == "raw":
-        values = adata.raw.X
-    else:
-        values = adata.X if layer is None else adata.layers[layer]
-    return values.toarray() if sparse.issparse(values) else np.asarray(values)
 
 
 class StoreConformance(ABC):
@@ -137,16 +63,19 @@ class StoreConformance(ABC):
         return False
 
     @pytest.fixture(scope="class")
-    def adata(self) -> "AnnData":
+    @classmethod
+    def adata(cls) -> "AnnData":
         return small_atlas()
 
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("store")
 
     @pytest.fixture(scope="class")
-    def store(self, adata: "AnnData", folder: Path) -> Any:
-        with self.make_store(adata, folder) as store:
+    @classmethod
+    def store(cls, adata: "AnnData", folder: Path) -> Iterator[Store]:
+        with cls().make_store(adata, folder) as store:
             yield store
 
     # what there is

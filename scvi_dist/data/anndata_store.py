@@ -135,7 +135,7 @@ class AnnDataStore(Store):
             array = self._tree.array(path)
             self._check_length(path, array.shape[0])
             values = array.read(spans)
-            return values.reshape(len(values), -1) if values.ndim == 1 else values
+            return values[:, np.newaxis] if values.ndim == 1 else values
         if self._tree.attributes(path).get("encoding-type") == "dataframe":
             return self._read_obsm_table(key, spans)
         element = matrix_at(self._tree, path)

@@ -115,7 +115,7 @@ def write_frame(
     """
     index = "_index" if "_index" not in columns else "__index"
     container.group(path, "dataframe", "0.2.0", _index=index, **{"column-order": list(columns)})
-    names = container.text(f"{path}/{index}", n_rows)
+    names = container.text(f"{path}/{index}", n_rows, _frame_chunks(n_rows))
     for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):
         names[start:stop] = np.asarray(read_names(start, stop), dtype=object)
     for column in columns:
@@ -150,7 +150,7 @@ def _write_column(
                 container, path, levels, False, n_rows, lambda a, b: levels.get_indexer(read(a, b))
             )
             return
-        array = container.text(path, n_rows)
+        array = container.text(path, n_rows, _frame_chunks(n_rows))
         for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):
             array[start:stop] = read(start, stop).astype(str).to_numpy(dtype=object)
 
@@ -171,7 +171,8 @@ def _write_codes(
         )
         array[...] = values
     else:
-        container.text(f"{path}/categories", len(values))[...] = values.astype(object)
+        text = container.text(f"{path}/categories", len(values), _frame_chunks(len(values)))
+        text[...] = values.astype(object)
     dtype = code_dtype(len(levels))
     codes = container.numbers(f"{path}/codes", (n_rows,), dtype, _frame_chunks(n_rows))
     for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):

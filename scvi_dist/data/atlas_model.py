@@ -120,7 +120,7 @@ class SimulatedAtlas:
         library_n *= self._depth_per_batch[self.donor[cells] // DONORS_PER_BATCH]
         mean_ng = np.exp(self._log_profile_rg[profile_n] + own @ self._factors)
         mean_ng *= (library_n / mean_ng.sum(axis=1, dtype=np.float64)).astype(np.float32)[:, None]
-        return _negative_binomial(mean_ng, self._theta_g, rng)
+        return negative_binomial(mean_ng, self._theta_g, rng)
 
 
 def _shares(total: int, weights: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ def _shares(total: int, weights: np.ndarray) -> np.ndarray:
     return np.diff(bounds, prepend=0)
 
 
-def _negative_binomial(
+def negative_binomial(
     mean_ng: np.ndarray, theta_g: np.ndarray, rng: np.random.Generator
 ) -> CsrRows:
     """Counts with these means and inverse dispersions, by inversion of the distribution function.

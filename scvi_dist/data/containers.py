@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-_TEXT_CHUNK_ROWS = 1 << 16
-
 
 class Container(ABC):
     """An open Zarr group or HDF5 file: the few operations that both have."""
@@ -37,9 +35,9 @@ class Container(ABC):
     def close(self) -> None:
         """Write out what is buffered."""
 
-    def text(self, path: str, n: int) -> Any:
+    def text(self, path: str, n: int, chunks: tuple[int, ...]) -> Any:
         """A new array of ``n`` strings."""
-        array = self.array(path, (n,), str, (max(1, min(n, _TEXT_CHUNK_ROWS)),))
+        array = self.array(path, (n,), str, chunks)
         array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
         return array
 

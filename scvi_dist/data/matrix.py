@@ -214,7 +214,10 @@ class DenseMatrix:
         return ["dense", self.shape, str(self.dtype)]
 
     def read(self, spans: np.ndarray, genes: np.ndarray | None) -> CsrRows:
-        n_genes = self.shape[1] if genes is None else len(genes)
+        n_genes = self.shape[1]
+        if genes is not None:
+            gene_lookup(genes, n_genes)  # refuses what is repeated or does not exist
+            n_genes = len(genes)
         limit = max(1, GROUP_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
         parts = []
         for group in groups_of(spans, limit):

@@ -203,7 +203,8 @@ class MemoryStore(Store):
             return values.iloc[rows].to_numpy(np.float32, na_value=np.nan)
         picked = values[rows]
         dense = picked.toarray() if sparse.issparse(picked) else np.asarray(picked)
-        return dense.reshape(len(rows), -1).astype(np.float32, copy=False)
+        width = self.obsm_keys[key]
+        return dense.reshape(len(rows), width).astype(np.float32, copy=False)
 
     @property
     def chunk_rows(self) -> int:

@@ -79,9 +79,7 @@ class ZarrTree:
                 "write_zarr (a folder with zarr.json, .zgroup or .zmetadata)."
             ) from error
         except _DAMAGE as error:
-            raise StoreCorrupt(
-                f"{self.where}: its Zarr metadata cannot be read: {error}"
-            ) from error
+            raise unreadable(self.where, "its Zarr metadata", error)  # noqa: B904 (sets the cause)
 
     def _node(self, path: str) -> zarr.Group | zarr.Array | None:
         if self._closed:

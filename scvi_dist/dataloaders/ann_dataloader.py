@@ -119,4 +119,6 @@ def _sparse_csr(x: SparseCounts | Tensor) -> Tensor:
     if isinstance(x, Tensor):
         return x.to_sparse_csr()
     # torch wants both index arrays of one type.
-    return torch.sparse_csr_tensor(x.indptr, x.indices.long(), x.data, size=x.shape)
+    return torch.sparse_csr_tensor(
+        x.indptr, x.indices.long(), x.data, size=x.shape, check_invariants=False
+    )

@@ -3,6 +3,8 @@
 import gc
 import warnings
 import weakref
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,9 +48,7 @@ def csr(dense_ng: np.ndarray, data_dtype: str, index_dtype: str) -> CsrRows:
 def test_rows_are_gathered_from_any_parts_in_any_order(part_sizes, picks, dtype):
     dense_ng = np.random.default_rng(0).poisson(0.7, (sum(part_sizes), 6))
     bounds = np.cumsum([0, *part_sizes])
-    parts = [
-        csr(dense_ng[a:b], dtype, "int32") for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    parts = [csr(dense_ng[a:b], dtype, "int32") for a, b in pairwise(bounds)]
     pick = np.array([p % len(dense_ng) for p in picks], dtype=np.int32)
     got = TaskRows(parts).gather(pick)
     np.testing.assert_array_equal(got.to_dense(), dense_ng[pick])
@@ -102,17 +102,11 @@ def test_dense_tensors_are_the_sparse_ones(cells):
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "float16", "bool", "int8"])
 @pytest.mark.parametrize("index", ["int64", "int32"])
-def test_entries_take_eight_bytes_at_most_and_keep_their_values(cells, dtype, index):
+def test_entries_take_eight_bytes_at_most_and_keep_their_values(dtype, index):
     block = csr(np.eye(9), dtype, index)
-
-    class Store:
-        locator = cells.source.store.locator
-
-        def read_rows(self, ranges, genes):
-            return block
-
-    source = OpenSource.__new__(OpenSource)
-    source.store, source.genes = Store(), None
+    source = SimpleNamespace(
+        store=SimpleNamespace(read_rows=lambda ranges, genes: block), genes=None, where="a store"
+    )
     part = read_part(next(tasks_in_order(np.arange(9), 9, 9)), 0, 1, source, check=False)
     counts = part.counts
     assert counts.indices.itemsize + counts.data.itemsize <= 8
@@ -200,7 +194,7 @@ class TestSource:
 
     def test_missing_genes_are_named(self, cells, make_cells):
         few = make_cells(cells.x_ng[:, :7])
-        with pytest.raises(SchemaMismatch, match="lacks 33 of the schema's 40 genes.*'gene7'"):
+        with pytest.raises(SchemaMismatch, match=r"lacks 33 of the schema's 40 genes.*'gene7'"):
             OpenSource(few.source.store, cells.source.schema)
 
     def test_one_opening_for_each_file(self, cells, tmp_path):
@@ -221,7 +215,7 @@ class TestSource:
         assert len(source_module._OPEN) <= 8
 
     def test_data_in_memory_is_not_kept_alive(self, make_cells):
-        cells = make_cells(np.ones((5, 3), np.float32))
+        cells = make_cells(np.ones((80, 3), np.float32))
         alive = weakref.ref(cells.source.cell_source.open())
         gc.collect()
         assert alive() is None

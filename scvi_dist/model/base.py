@@ -1,0 +1,326 @@
+"""What all models share: data, a module, training state, and a place on disk.
+
+A model *has* these things; it is none of them.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scvi_dist.data.filesystem import normalise_url, redact_url
+from scvi_dist.data.schema import Schema
+from scvi_dist.errors import ConfigError, NotTrained
+from scvi_dist.model.binding import DataBinding, Source
+from scvi_dist.model.data_access import DataAccess
+from scvi_dist.model.device import resolve_device
+from scvi_dist.model.file_format import SavedModel
+from scvi_dist.model.history import History, as_history, continued
+from scvi_dist.model.indices import TrainedCells
+from scvi_dist.model.saving import (
+    check_weights,
+    init_arguments,
+    read_directory,
+    save_directory,
+    saved_cells,
+)
+from scvi_dist.model.training import FitSettings, run
+from scvi_dist.module.base import BaseModule
+
+if TYPE_CHECKING:
+    from scvi_dist.tracking import Tracker
+    from scvi_dist.train.fit_job import FitResult
+    from scvi_dist.train.progress import OnProgress
+
+PathLike = str | os.PathLike[str]
+
+
+class BaseModel(DataAccess, ABC):
+    """A model of cells, as a user holds it.
+
+    Parameters
+    ----------
+    binding
+        The data it was set up with.
+    module
+        The network.
+    init_params
+        The constructor's arguments besides the data, as scvi-tools saves them.
+    summary
+        One line that says what the model is.
+    """
+
+    def __init__(
+        self,
+        binding: DataBinding,
+        module: BaseModule,
+        init_params: Mapping[str, Any],
+        summary: str,
+    ) -> None:
+        super().__init__(binding)
+        self.module = module.eval()
+        self.init_params_ = dict(init_params)
+        self.is_trained_ = False
+        self.history_: History | None = None
+        self.run_name_ = f"run_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
+        self.run_id_ = ""
+        self._cells = TrainedCells({})
+        self._summary = summary
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has been trained."""
+        return self.is_trained_
+
+    @is_trained.setter
+    def is_trained(self, value: bool) -> None:
+        self.is_trained_ = value
+
+    @property
+    def history(self) -> History | None:
+        """Metric -> table of one column, indexed by epoch; None before training."""
+        return self.history_
+
+    @property
+    def train_indices(self) -> np.ndarray | None:
+        """Rows of the training cells, which are listed when asked for."""
+        return self._cells.rows("train")
+
+    @property
+    def validation_indices(self) -> np.ndarray | None:
+        """Rows of the validation cells."""
+        return self._cells.rows("validation")
+
+    @property
+    def test_indices(self) -> np.ndarray | None:
+        """Rows of the cells that took no part in training."""
+        return self._cells.rows("test")
+
+    @property
+    def run_name(self) -> str:
+        """Name of the training run."""
+        return self.run_name_
+
+    @property
+    def run_id(self) -> str:
+        """Id of the training run in MLflow, if it was recorded."""
+        return self.run_id_
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.device
+
+    def to_device(self, device: int | str | torch.device) -> None:
+        """Move the weights to a device."""
+        self.module.to(torch.device(device))
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, and whether it is trained."""
+        return f"{self._summary}\nTraining status: {self._status}"
+
+    @property
+    def _status(self) -> str:
+        return "Trained" if self.is_trained_ else "Not Trained"
+
+    def __repr__(self) -> str:
+        return self.summary_string
+
+    def _check_if_trained(self) -> None:
+        if not self.is_trained_:
+            raise NotTrained(
+                f"this {type(self).__name__} model is not trained, so what it would say of cells "
+                "means nothing. Call train() first, or load() a trained one."
+            )
+
+    # Training
+
+    @property
+    def _checks_counts(self) -> bool:
+        """Whether negative counts are an error."""
+        return True
+
+    def fit(
+        self,
+        settings: FitSettings,
+        *,
+        tracker: "Tracker | None" = None,
+        on_progress: "OnProgress | None" = None,
+        callbacks: Sequence[Any] = (),
+    ) -> "FitResult":
+        """Train as the configs say; ``train()`` makes them from scvi-tools' arguments.
+
+        Parameters
+        ----------
+        settings
+            How to train.
+        tracker
+            Records the run; it is left open.
+        on_progress
+            Called every few steps and after each epoch.
+        callbacks
+            Lightning callbacks; only in this process.
+        """
+        manager = self._binding.manager_for()
+        result, split = run(
+            self.module,
+            manager,
+            settings,
+            check_counts=self._checks_counts,
+            tracker=tracker,
+            on_progress=on_progress,
+            callbacks=callbacks,
+        )
+        self.module.load_state_dict(result.state_dict)
+        self.module.eval()
+        new = as_history(result.history)
+        # A resumed run tells its whole history again.
+        self.history_ = new if settings.resume else continued(self.history_, new)
+        self.is_trained_ = True
+        self._cells = TrainedCells.of(split)
+        if tracker is not None and tracker.ref is not None:
+            self.run_id_ = tracker.run_id
+        return result
+
+    # Disk
+
+    def save(
+        self,
+        dir_path: PathLike,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+    ) -> None:
+        """Write the model to a directory, in scvi-tools' format.
+
+        Parameters
+        ----------
+        dir_path
+            Directory; a local path, or for the model alone any fsspec URL.
+        prefix
+            Put before the names of the files.
+        overwrite
+            Replace files in an existing directory.
+        save_anndata
+            Write the cells beside the model.
+
+        Raises
+        ------
+        OutputExists
+            The directory is there and ``overwrite`` is False.
+        """
+        cells = self._binding.manager_for() if save_anndata else None
+        save_directory(dir_path, self._to_file(), prefix, overwrite, cells)
+
+    def _to_file(self) -> SavedModel:
+        attributes = {
+            "get_normalized_function_name_": "get_normalized_expression",
+            "history_": self.history_,
+            "init_params_": self.init_params_,
+            "is_trained_": self.is_trained_,
+            "registry_": self.registry,
+            "run_id_": self.run_id_,
+            "run_name_": self.run_name_,
+            **self._cells.to_attributes(),
+        }
+        state_dict, var_names = self.module.state_dict(), self.get_var_names()
+        return SavedModel(state_dict=state_dict, var_names=var_names, attributes=attributes)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: PathLike,
+        adata: Source = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        allowed_classes_names_list: Sequence[str] | None = None,
+    ) -> Any:
+        """Read a model that scvi_dist or scvi-tools saved. Nothing in the file is run.
+
+        Parameters
+        ----------
+        dir_path
+            Directory that ``save()`` wrote; a local path or an fsspec URL.
+        adata
+            Its cells: an AnnData, a path, a URL or a store. ``None`` takes those saved beside
+            it, ``False`` none.
+        accelerator, device
+            Where the weights go.
+        prefix
+            As it was given to ``save()``.
+        backup_url
+            Where ``model.pt`` is fetched from if it is not there.
+        allowed_classes_names_list
+            Names of other classes whose files are accepted.
+
+        Raises
+        ------
+        UnsafeFile
+            The file asks for code to be run.
+        SchemaMismatch
+            The file or the data is of another kind.
+        """
+        where = redact_url(normalise_url(dir_path))
+        there = resolve_device(accelerator, device)
+        saved = read_directory(dir_path, prefix, backup_url)
+        registry = saved.attributes.get("registry_")
+        if registry is None:
+            raise ConfigError(f"{where} has no registry_: it is not a model of scvi-tools.")
+        written_by = registry.get("model_name", cls.__name__)
+        if written_by not in (cls.__name__, *(allowed_classes_names_list or ())):
+            raise ConfigError(
+                f"{where} holds a {written_by} model, not a {cls.__name__} model. "
+                f"Load it with scvi_dist.model.{written_by}.load."
+            )
+        schema = Schema.from_registry(registry, saved.var_names.tolist())
+        model = cls._from_file(schema, init_arguments(saved.attributes, where), saved, where)
+        model._restore(saved.attributes)
+        model.to_device(there)
+        cells = saved_cells(dir_path, prefix) if adata is None else adata
+        if cells is not None and cells is not False:
+            model._binding.attach(cells)
+        return model
+
+    @classmethod
+    @abstractmethod
+    def _of_schema(cls, schema: Schema, arguments: Mapping[str, Any]) -> Any:
+        """A model without data."""
+
+    @classmethod
+    def _from_file(
+        cls, schema: Schema, arguments: Mapping[str, Any], saved: SavedModel, where: str
+    ) -> Any:
+        """A model with a file's weights. Torch's random numbers are left as they were."""
+        with torch.device("meta"):
+            # No memory for what the file only claims: the weights must be there.
+            check_weights(cls._of_schema(schema, arguments).module, saved, where)
+        with torch.random.fork_rng(devices=[]):
+            model = cls._of_schema(schema, arguments)
+        model.module.load_state_dict(dict(saved.state_dict))
+        return model
+
+    def _restore(self, attributes: Mapping[str, Any]) -> None:
+        self.is_trained_ = bool(attributes.get("is_trained_", False))
+        self.history_ = attributes.get("history_")
+        self.run_name_ = attributes.get("run_name_", self.run_name_)
+        self.run_id_ = attributes.get("run_id_", "")
+        self._cells = TrainedCells.from_attributes(attributes)
+
+    @staticmethod
+    def load_registry(dir_path: PathLike, prefix: str | None = None) -> dict[str, Any]:
+        """The registry of a saved model."""
+        return dict(read_directory(dir_path, prefix).attributes["registry_"])
+
+    @staticmethod
+    def view_setup_args(dir_path: PathLike, prefix: str | None = None) -> None:
+        """Print the arguments of ``setup_anndata`` of a saved model."""
+        from rich.pretty import pprint
+
+        pprint(BaseModel.load_registry(dir_path, prefix)["setup_args"])

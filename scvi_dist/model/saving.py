@@ -1,0 +1,194 @@
+"""Models on disk: the directory that scvi-tools writes and reads."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_dist.data.filesystem import (
+    exists,
+    file_facts,
+    filesystem_of,
+    is_remote,
+    join_url,
+    normalise_url,
+    open_file,
+    redact_url,
+)
+from scvi_dist.data.manager import AnnDataManager
+from scvi_dist.data.writer import write_h5ad
+from scvi_dist.errors import ConfigError, OutputExists, SchemaMismatch, StoreNotFound, UnsafeFile
+from scvi_dist.model.file_format import SavedModel, read_model_file, write_model_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL_FILE = "model.pt"
+ADATA_FILE = "adata.h5ad"
+LEGACY_FILE = "model_params.pt"
+READ_WHOLE_BYTES = 2 << 30
+"""An ``adata.h5ad`` beside a model is read into memory up to this size, else left on disk."""
+
+PathLike = str | os.PathLike[str]
+
+
+def save_directory(
+    dir_path: PathLike,
+    saved: SavedModel,
+    prefix: str | None = None,
+    overwrite: bool = False,
+    manager: AnnDataManager | None = None,
+) -> None:
+    """Write a model, and its cells where a manager is given.
+
+    Raises
+    ------
+    OutputExists
+        The directory is there and ``overwrite`` is False.
+    """
+    url = normalise_url(dir_path)
+    if exists(url) and not overwrite:
+        raise OutputExists(
+            f"{redact_url(url)} already exists. Give another directory, or overwrite=True to "
+            "replace the files in it."
+        )
+    if not is_remote(url):
+        os.makedirs(url, exist_ok=True)
+    if manager is not None:
+        _save_cells(manager, join_url(url, f"{prefix or ''}{ADATA_FILE}"))
+    write_model_file(join_url(url, f"{prefix or ''}{MODEL_FILE}"), saved)
+
+
+def _save_cells(manager: AnnDataManager, path: str) -> None:
+    """The cells as scvi-tools would find them again, with the counts where the setup says."""
+    if is_remote(path):
+        raise ConfigError(
+            f"save_anndata writes to local paths, seen {redact_url(path)}. Save the model alone: "
+            "it can be loaded with the path or URL of its data."
+        )
+    locator = manager.store.locator
+    is_whole_file = locator.kind == "h5ad" and not is_remote(locator.url)
+    # A backed AnnData would move over to the file that it is written to.
+    if manager.adata is not None and not manager.adata.isbacked:
+        manager.adata.write_h5ad(path)
+    elif is_whole_file:
+        if normalise_url(locator.url) != path:
+            shutil.copyfile(normalise_url(locator.url), path)
+    elif manager.schema.setup.layer is None:
+        write_h5ad(manager.store, path, overwrite=True)
+    else:
+        raise ConfigError(
+            f"save_anndata: the counts are in layer {manager.schema.setup.layer!r} of "
+            f"{locator.redacted_url}, and a copy would have them in X, where the model would not "
+            "look. Save the model alone, and load it with the path or URL of its data."
+        )
+
+
+def read_directory(
+    dir_path: PathLike, prefix: str | None = None, backup_url: str | None = None
+) -> SavedModel:
+    """Read the model in a directory; nothing in it is run.
+
+    Raises
+    ------
+    StoreNotFound
+        There is none.
+    UnsafeFile
+        It is of scvi-tools before 0.15, or would run code.
+    """
+    url = join_url(dir_path, f"{prefix or ''}{MODEL_FILE}")
+    if not exists(url):
+        if backup_url is not None:
+            _fetch(backup_url, url)
+        elif exists(join_url(dir_path, f"{prefix or ''}{LEGACY_FILE}")):
+            raise UnsafeFile(
+                f"{redact_url(normalise_url(dir_path))} holds a model of scvi-tools before 0.15, "
+                "whose attributes are a bare pickle. Convert it with that release's successor: "
+                "scvi.model.SCVI.convert_legacy_save(dir_path, output_dir_path)."
+            )
+        else:
+            raise StoreNotFound(
+                f"no {prefix or ''}{MODEL_FILE} in {redact_url(normalise_url(dir_path))}. Give "
+                "the directory that save() wrote, and its prefix if it was given one."
+            )
+    return read_model_file(url)
+
+
+def _fetch(source: str, target: str) -> None:
+    if not is_remote(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    partial = f"{target}.{os.getpid()}.partial"
+    with open_file(source) as there, open_file(partial, "wb") as here:
+        shutil.copyfileobj(there, here)
+    fs, path = filesystem_of(target)
+    fs.mv(filesystem_of(partial)[1], path)
+
+
+def saved_cells(dir_path: PathLike, prefix: str | None = None) -> Any:
+    """The cells saved beside a model: an AnnData, or the path of a large one; None without any.
+
+    Warns
+    -----
+    UserWarning
+        There are none.
+    """
+    url = join_url(dir_path, f"{prefix or ''}{ADATA_FILE}")
+    if not exists(url):
+        warnings.warn(
+            f"{redact_url(normalise_url(dir_path))} contains no saved anndata and no adata was "
+            "passed. The model is loaded without data.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    if is_remote(url) or file_facts(url).size > READ_WHOLE_BYTES:
+        return url
+    from anndata import read_h5ad
+
+    return read_h5ad(url)
+
+
+def init_arguments(attributes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments of the model's constructor besides the data, from any release's layout."""
+    if "init_params_" not in attributes:
+        raise SchemaMismatch(f"{where} has no init_params_: it is not a model of scvi-tools.")
+    params = dict(attributes["init_params_"])
+    if "non_kwargs" in params:
+        plain, nested = params["non_kwargs"], params["kwargs"]
+    else:
+        plain = {k: v for k, v in params.items() if not isinstance(v, dict)}
+        nested = {k: v for k, v in params.items() if isinstance(v, dict)}
+    arguments = dict(plain)
+    for extra in nested.values():
+        arguments.update(extra)
+    for gone in ("use_cuda", "datamodule", "unlabeled_category", "pretrained_model"):
+        arguments.pop(gone, None)
+    return arguments
+
+
+def check_weights(module: "nn.Module", saved: SavedModel, where: str) -> None:
+    """Raise unless a file's weights have the names and shapes of a module's.
+
+    Raises
+    ------
+    SchemaMismatch
+        Names or shapes differ; says which.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    there = {name: tuple(value.shape) for name, value in saved.state_dict.items()}
+    if own != there:
+        lacking = sorted(set(own) - set(there))
+        strays = sorted(set(there) - set(own))
+        shapes = [n for n in own if n in there and own[n] != there[n]]
+        named = "; ".join(
+            f"{what}: {', '.join(names[:3])}"
+            for what, names in (("missing", lacking), ("unknown", strays))
+            if names
+        )
+        named += "".join(f"; {n} is {there[n]}, expected {own[n]}" for n in shapes[:3])
+        raise SchemaMismatch(
+            f"{where}: its weights do not fit the model that its arguments describe "
+            f"({named.strip('; ')}). The file was made by another kind of model or release."
+        )

@@ -1,0 +1,165 @@
+"""A training job, and its run: in this process or on Ray workers."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_dist.data.manager import AnnDataManager
+from scvi_dist.dataloaders.loader import LoaderConfig
+from scvi_dist.dataloaders.source import CellSource, is_in_memory
+from scvi_dist.dataloaders.split import Split, SplitConfig, split_rows
+from scvi_dist.errors import ConfigError, StoreError
+from scvi_dist.module.base import BaseModule
+from scvi_dist.train.configs import RayConfig, TrainConfig, TrainingPlanConfig
+
+if TYPE_CHECKING:
+    from scvi_dist.tracking import Tracker, TrackingConfig
+    from scvi_dist.train.fit_job import FitResult
+    from scvi_dist.train.progress import OnProgress
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How a model is trained: the configs of those who do the work, side by side."""
+
+    train: TrainConfig
+    plan: TrainingPlanConfig
+    split: SplitConfig | Split
+    loader: LoaderConfig
+    ray: RayConfig | None = None
+    """Train on Ray workers; ``None``: in this process."""
+    run_dir: str | None = None
+    """Where checkpoints go; on a disk that all hosts see where there are several."""
+    resume: bool = False
+    """Go on from the last checkpoint in ``run_dir``."""
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and self.run_dir is None:
+            raise ConfigError("training on workers needs run_dir, a folder for checkpoints.")
+
+
+def run(
+    module: BaseModule,
+    manager: AnnDataManager,
+    settings: FitSettings,
+    *,
+    check_counts: bool = True,
+    tracker: "Tracker | None" = None,
+    on_progress: "OnProgress | None" = None,
+    callbacks: Sequence[Any] = (),
+) -> "tuple[FitResult, Split]":
+    """Train a module on a manager's cells.
+
+    In this process the module is trained in place; from workers its weights come back in the
+    result.
+
+    Parameters
+    ----------
+    callbacks
+        Lightning callbacks; only in this process.
+    """
+    from scvi_dist.train.fit_job import FitJob
+
+    given = settings.split
+    n_obs = manager.store.n_obs
+    split = (
+        given if isinstance(given, Split) else split_rows(n_obs, given, settings.train.batch_size)
+    )
+    job = FitJob(
+        module=module,
+        source=CellSource(_reachable(manager, settings), manager.schema, check_counts),
+        split=split,
+        loader=settings.loader,
+        train=settings.train,
+        plan=settings.plan,
+        run_dir=settings.run_dir,
+        tracking=None if tracker is None else tracker.ref,
+        resume=settings.resume,
+    )
+    if settings.ray is None:
+        return _run_here(job, tracker, on_progress, callbacks), split
+    if callbacks:
+        raise ConfigError("callbacks do not reach workers: train in this process to use them.")
+    from scvi_dist.train import ray_train
+
+    return ray_train.run(job, settings.ray, on_progress), split
+
+
+def _run_here(
+    job: Any,
+    tracker: "Tracker | None",
+    on_progress: "OnProgress | None",
+    callbacks: Sequence[Any],
+) -> "FitResult":
+    from scvi_dist.tracking import NullTracker
+    from scvi_dist.train.configs import World
+    from scvi_dist.train.fit import fit
+    from scvi_dist.train.fit_job import TrainerExtras
+
+    extras = TrainerExtras(callbacks=tuple(callbacks))
+    return fit(job, World(), tracker or NullTracker(), on_progress, extras)
+
+
+def _reachable(manager: AnnDataManager, settings: FitSettings) -> Any:
+    """Where those who train find the cells: workers cannot see into this process's memory."""
+    locator = manager.store.locator
+    if settings.ray is None or not is_in_memory(locator):
+        return locator
+    from scvi_dist.data.open import open_store
+    from scvi_dist.data.writer import write_zarr
+
+    assert settings.run_dir is not None, "checked with the settings"
+    path = Path(settings.run_dir) / "data" / f"{manager.store.digest()[:16]}.zarr"
+    try:
+        return open_store(path).locator
+    except StoreError:
+        # Not there, or only in part: its root is marked last.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_zarr(manager.store, path, overwrite=True)
+    return open_store(path).locator
+
+
+@contextmanager
+def tracked(
+    tracking: "Tracker | TrackingConfig | str | None",
+    run_name: str,
+    run_dir: str | os.PathLike[str] | None,
+) -> "Iterator[Tracker | None]":
+    """The tracker that an argument means; one that is made here is ended here."""
+    from scvi_dist.tracking import Tracker, TrackingConfig
+
+    if tracking is None or isinstance(tracking, Tracker):
+        yield tracking
+        return
+    if isinstance(tracking, str):
+        tracking = TrackingConfig(uri=tracking, run_name=run_name)
+    assert run_dir is not None, "a run that is recorded has a folder"
+    tracker = Tracker.start_run(tracking, run_dir)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)
+
+
+def record_setup(
+    tracker: "Tracker", manager: AnnDataManager, settings: FitSettings, init_params: Any
+) -> None:
+    """Put what a run is made of on record."""
+    store = manager.store
+    tracker.log_params(
+        {
+            "model": init_params,
+            "setup": manager.schema.setup,
+            "train": settings.train,
+            "plan": settings.plan.facts(),
+            "loader": settings.loader,
+            "data": dict(manager.summary_stats),
+        }
+    )
+    url = store.locator.redacted_url
+    profile = {**manager.summary_stats, "schema": manager.schema.digest()}
+    tracker.log_dataset(Path(url).name or url, url, store.digest(), profile)

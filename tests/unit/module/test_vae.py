@@ -1,0 +1,299 @@
+"""What a VAE must do, whatever it is built of."""
+
+import copy
+import math
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+from torch.distributions import Normal
+
+from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
+from scvi_dist.errors import FieldNotFound
+from scvi_dist.module import VAE
+
+N, G = 12, 9
+SIZES: dict[str, Any] = {"n_input": G, "n_batch": 3, "n_labels": 2, "n_hidden": 16, "n_latent": 4}
+LIBRARY = {
+    "use_observed_lib_size": False,
+    "library_log_means": np.full((1, 3), 3.0),
+    "library_log_vars": np.full((1, 3), 0.5),
+}
+EMBEDDING = {"batch_representation": "embedding", "batch_embedding_kwargs": {"embedding_dim": 2}}
+COVARIATES = {"n_continuous_cov": 2, "n_cats_per_cov": [2, 3], "encode_covariates": True}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "zinb": {},
+    "nb, per batch": {"gene_likelihood": "nb", "dispersion": "gene-batch"},
+    "poisson": {"gene_likelihood": "poisson"},
+    "poisson, per cell": {"gene_likelihood": "poisson", "dispersion": "gene-cell"},
+    "normal, per label": {"gene_likelihood": "normal", "dispersion": "gene-label"},
+    "per cell, latent library": {"dispersion": "gene-cell", **LIBRARY},
+    "ln, size factor": {"latent_distribution": "ln", "use_size_factor_key": True},
+    "covariates": {**COVARIATES, "n_layers": 2},
+    "embedding": {**COVARIATES, **EMBEDDING},
+}
+each_variant = pytest.mark.parametrize("args", VARIANTS.values(), ids=VARIANTS)
+
+
+def build(**args: Any) -> VAE:
+    torch.manual_seed(0)
+    return VAE(**{**SIZES, **args})
+
+
+def cells(n: int = N, n_padding: int = 0, **args: Any) -> CellBatch:
+    """A sparse minibatch with the covariates that ``args`` ask for; padding repeats its start."""
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(rng.gamma(0.5, 6.0, (n, G))).astype(np.float32)
+    fields = {
+        REGISTRY_KEYS.BATCH_KEY: rng.integers(0, 3, (n, 1)),
+        REGISTRY_KEYS.LABELS_KEY: rng.integers(0, 2, (n, 1)),
+        REGISTRY_KEYS.SIZE_FACTOR_KEY: rng.uniform(0.5, 2, (n, 1)).astype(np.float32),
+    }
+    if "n_cats_per_cov" in args:
+        fields[REGISTRY_KEYS.CAT_COVS_KEY] = rng.integers(0, 2, (n, 2))
+        fields[REGISTRY_KEYS.CONT_COVS_KEY] = rng.normal(size=(n, 2)).astype(np.float32)
+    order = np.concatenate([np.arange(n), np.arange(n_padding)])
+    csr = csr_matrix(counts[order])
+    arrays = (csr.indptr.astype(np.int64), csr.indices, csr.data)
+    return CellBatch(
+        SparseCounts(*map(torch.from_numpy, arrays), G),
+        {key: torch.from_numpy(value[order]) for key, value in fields.items()},
+        order,
+        n_global=n,
+        n_padding=n_padding,
+    )
+
+
+def bound_loss(module: VAE, batch: CellBatch, **loss_kwargs: Any) -> Any:
+    """The loss with the noise bound to the batch's cells."""
+    module.noise.at(3, 0, batch.start, batch.start + batch.n_cells, batch.n_global)
+    loss = module(batch, loss_kwargs=loss_kwargs)[2]
+    module.noise.unbind()
+    return loss
+
+
+def gradients(module: VAE, loss: Tensor) -> dict[str, Tensor]:
+    module.zero_grad()
+    loss.backward()
+    return {k: p.grad.clone() for k, p in module.named_parameters() if p.grad is not None}
+
+
+@each_variant
+def test_what_trains_is_what_the_loss_reaches(args: dict[str, Any]) -> None:
+    """A parameter has a gradient exactly if it says that it wants one: DDP needs that."""
+    module = build(**args)
+    module(cells(**args))[2].loss.backward()
+    for name, parameter in module.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@each_variant
+def test_the_loss_is_the_mean_of_its_terms(args: dict[str, Any]) -> None:
+    module = build(**args)
+    loss = bound_loss(module, cells(**args), kl_weight=0.25)
+    rec = loss.reconstruction_loss["reconstruction_loss"]
+    kl_z, kl_l = loss.kl_local["kl_divergence_z"], loss.kl_local["kl_divergence_l"]
+    torch.testing.assert_close(loss.loss, (rec + 0.25 * kl_z + kl_l).mean())
+    assert rec.shape == kl_z.shape == kl_l.shape == (N,)
+    assert bool(kl_l.any()) == ("library_log_means" in args)
+    assert loss.n_obs_minibatch == N
+
+
+@each_variant
+def test_a_mapping_of_tensors_is_as_good_as_a_batch(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    expected = bound_loss(module, batch).loss
+    module.noise.at(3, 0, 0, N, N)
+    assert torch.equal(module({key: batch[key] for key in batch})[2].loss, expected)
+
+
+@each_variant
+def test_it_is_rebuilt_from_its_arguments_and_from_a_pickle(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    expected = bound_loss(module, batch).loss
+    rebuilt = VAE(**pickle.loads(pickle.dumps(module.init_args))).eval()
+    rebuilt.load_state_dict(module.state_dict())
+    for again in (rebuilt, pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert torch.equal(bound_loss(again, batch).loss, expected)
+        assert again.z_encoder.noise is again.noise
+
+
+@each_variant
+def test_cells_that_fill_a_batch_up_carry_no_loss(args: dict[str, Any]) -> None:
+    """Eval mode: in training they would enter the statistics of plain batch norm."""
+    module = build(**args).eval()
+    without, padded = cells(**args), cells(n_padding=3, **args)
+    expected, seen = bound_loss(module, without), bound_loss(module, padded)
+    torch.testing.assert_close(seen.loss, expected.loss)
+    assert seen.n_obs_minibatch == N
+    torch.testing.assert_close(seen.reconstruction_loss_sum, expected.reconstruction_loss_sum)
+    torch.testing.assert_close(seen.kl_local_sum, expected.kl_local_sum)
+    wanted = gradients(module, expected.loss)
+    for name, gradient in gradients(module, seen.loss).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+    assert module.sample(padded).shape == (N, G)
+    assert module.marginal_ll(padded, 2).shape == (N,)
+
+
+@each_variant
+def test_a_batch_of_padding_alone_has_a_loss_of_zero(args: dict[str, Any]) -> None:
+    module = build(**args).eval()
+    batch = replace(cells(n=1, **args), n_padding=1)
+    loss = bound_loss(module, batch)
+    assert loss.loss.item() == 0
+    assert loss.n_obs_minibatch == 0
+    assert not any(gradient.any() for gradient in gradients(module, loss.loss).values())
+
+
+@each_variant
+def test_an_empty_cell_trains(args: dict[str, Any]) -> None:
+    """Its library size is minus infinity, its rates are zero, and so is its harm."""
+    module, batch = build(**args), cells(**args)
+    tensors = {key: batch[key].clone() for key in batch}
+    tensors[REGISTRY_KEYS.X_KEY][3] = 0
+    loss = module(tensors)[2].loss
+    assert torch.isfinite(loss)
+    for name, gradient in gradients(module, loss).items():
+        assert torch.isfinite(gradient).all(), name
+
+
+@each_variant
+def test_the_mean_is_decoded_without_a_draw(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    before = torch.random.get_rng_state()
+    px = module.decode_mean(batch)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    inputs = module._get_inference_input(batch)
+    inferred = module.inference(**inputs, use_mean=True)
+    qz, _ = module.posterior(**inputs)
+    assert torch.equal(inferred["z"], module.z_encoder.z_transformation(qz.loc))
+    expected = module.generative(**module._get_generative_input(batch, inferred))["px"]
+    assert torch.equal(px.mean, expected.mean)
+
+
+@each_variant
+def test_another_batch_is_decoded_from_the_same_latent_space(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    moved = replace(
+        batch,
+        fields={**batch.fields, REGISTRY_KEYS.BATCH_KEY: torch.full((N, 1), 2)},
+    )
+    inferred = module.inference(**module._get_inference_input(batch), use_mean=True)
+    expected = module.generative(**module._get_generative_input(moved, inferred))["px"]
+    px = module.decode_mean(batch, transform_batch=2)
+    assert torch.equal(px.mean, expected.mean)
+    assert not torch.equal(px.mean, module.decode_mean(batch).mean)
+
+
+@each_variant
+def test_draws_have_the_samples_last_and_are_a_likelihoods(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    torch.manual_seed(0)
+    assert module.sample(batch).shape == (N, G)
+    drawn = module.sample(batch, n_samples=600)
+    assert drawn.shape == (N, G, 600)
+    _, generated = module(batch, inference_kwargs={"n_samples": 600}, compute_loss=False)
+    law = generated["px"]
+    expected = law.mean.mean(0)
+    error = (law.variance.mean(0) + law.mean.var(0)).div(600).sqrt()
+    assert ((drawn.mean(-1) - expected).abs() <= 7 * error + 1e-3).all()
+
+
+@each_variant
+def test_several_draws_are_the_single_ones_side_by_side(args: dict[str, Any]) -> None:
+    module, batch = build(**args).eval(), cells(**args)
+    inferred, generated = module(batch, inference_kwargs={"n_samples": 3}, compute_loss=False)
+    assert inferred["z"].shape == (3, N, SIZES["n_latent"])
+    assert inferred["library"].shape == (3, N, 1)
+    for s in range(3):
+        one = {"z": inferred["z"][s], "library": inferred["library"][s]}
+        px = module.generative(**module._get_generative_input(batch, one))["px"]
+        torch.testing.assert_close(generated["px"].mean[s], px.mean)
+
+
+@pytest.mark.parametrize("latent_distribution", ["normal", "ln"])
+def test_it_is_the_integral_over_the_latent_space(latent_distribution: str) -> None:
+    """One latent dimension: a grid of ``p(x | z) p(z)`` is the oracle.
+
+    With ``"ln"`` the single z is always 1, which makes ``p(x | z)`` the marginal itself.
+    """
+    module = build(n_latent=1, latent_distribution=latent_distribution).eval()
+    batch = cells()
+    grid = torch.linspace(-8, 8, 4_001).view(-1, 1, 1).expand(-1, N, 1)
+    library = module.inference(**module._get_inference_input(batch))["library"]
+    inferred = {"z": module.z_encoder.z_transformation(grid), "library": library}
+    with torch.inference_mode():
+        px = module.generative(**module._get_generative_input(batch, inferred))["px"]
+        log_joint = px.log_prob(batch["X"]).sum(-1) + Normal(0, 1).log_prob(grid[..., 0])
+    exact = torch.logsumexp(log_joint, 0) + math.log(16 / 4_000)
+    torch.manual_seed(0)
+    seen = module.marginal_ll(batch, 2_000, n_mc_samples_per_pass=300)
+    torch.testing.assert_close(seen, exact, rtol=0, atol=0.15)
+    assert module.marginal_ll(batch, 2_000, True, 500) == pytest.approx(
+        exact.mean().item(), abs=0.1
+    )
+
+
+def test_it_is_above_the_bound() -> None:
+    module, batch = build(**LIBRARY).eval(), cells(400)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        bound = -module(batch)[2].loss.item()
+    assert module.marginal_ll(batch, 300, True, 100) > bound
+
+
+def test_two_ranks_compute_what_one_does() -> None:
+    """Without batch norm, the shares of a global minibatch give its loss and its gradient."""
+    module, whole = build(use_batch_norm="none"), cells()
+    expected = bound_loss(module, whole)
+    wanted = gradients(module, expected.loss)
+    terms, sums = [], {}
+    for start, stop in ((0, 5), (5, N)):
+        part = {key: whole[key][start:stop] for key in whole}
+        module.noise.at(3, 0, start, stop, N)
+        loss = module(part)[2]
+        terms.append(loss.reconstruction_loss["reconstruction_loss"])
+        for name, gradient in gradients(module, loss.loss * (stop - start) / N).items():
+            sums[name] = sums.get(name, 0) + gradient
+    torch.testing.assert_close(
+        torch.cat(terms), expected.reconstruction_loss["reconstruction_loss"]
+    )
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(sums[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_precision_gives_nearly_the_same_loss() -> None:
+    module, batch = build().eval(), cells()
+    expected = bound_loss(module, batch).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = bound_loss(module, batch).loss
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+
+
+def test_the_payload_for_tuning_has_the_cells_that_count() -> None:
+    loss = bound_loss(build(extra_payload_autotune=True), cells(n_padding=2))
+    assert {key: len(value) for key, value in loss.extra_metrics.items()} == {
+        "z": N,
+        "batch": N,
+        "labels": N,
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "missing", "hint"),
+    [
+        ({"use_size_factor_key": True}, REGISTRY_KEYS.SIZE_FACTOR_KEY, "size_factor_key"),
+        ({"dispersion": "gene-label"}, REGISTRY_KEYS.LABELS_KEY, "labels_key"),
+    ],
+)
+def test_an_input_that_the_minibatch_lacks_is_named(args: dict, missing: str, hint: str) -> None:
+    batch = cells()
+    fields = {key: value for key, value in batch.fields.items() if key != missing}
+    with pytest.raises(FieldNotFound, match=hint):
+        build(**args)(replace(batch, fields=fields))

@@ -1,0 +1,48 @@
+"""The public surface, and what importing it costs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import scvi_dist
+
+HEAVY = ("ray", "mlflow", "lightning", "dask", "tiledbsoma", "anndata", "zarr", "h5py", "sklearn")
+
+LIGHT_MODULES = (
+    "scvi_dist",
+    "scvi_dist.batch",
+    "scvi_dist.cli",
+    "scvi_dist.config",
+    "scvi_dist.data",
+    "scvi_dist.dataloaders.read_plan",
+    "scvi_dist.model",
+    "scvi_dist.tracking",
+)
+
+
+def test_public_names_are_pinned():
+    assert scvi_dist.__all__ == ["REGISTRY_KEYS", "SCVI", "__version__", "open_store"]
+    assert dir(scvi_dist) == sorted(scvi_dist.__all__)
+
+
+def test_every_public_name_loads():
+    for name in scvi_dist.__all__:
+        assert getattr(scvi_dist, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'SCVY'"):
+        scvi_dist.SCVY  # noqa: B018
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_importing_loads_nothing_heavy(module):
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = set(json.loads(out.stdout))
+    assert module in loaded
+    assert not loaded & set(HEAVY)
