@@ -24,9 +24,11 @@ def hidden(*names: str) -> dict[str, Any]:
     return {"hidden": names}
 
 
-@cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+    return _resolved(cls)
+
+
+_resolved = cache(get_type_hints)
 
 
 class _Misfit(Exception):
@@ -136,9 +138,10 @@ def _value_of(
     elif item.name in tree:
         yield convert(hint, tree[item.name], source, key)
     elif item.default is MISSING and item.default_factory is MISSING and not is_code(hint):
-        if is_dataclass(hint):
+        section = _dataclass_in(hint)
+        if section is not None:
             # Says which of its keys is missing.
-            yield build(hint, {}, source, key)
+            yield build(section, {}, source, key)
         raise ConfigError(
             f"{source.where(path)}: the key {key!r} is missing; expected {_describe(hint)}."
         )

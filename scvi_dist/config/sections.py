@@ -54,8 +54,6 @@ class DataConfig:
     setup: SetupArgs = field(
         default_factory=SetupArgs, metadata=INLINE | hidden("unlabeled_category")
     )
-    check_counts: bool = True
-    """Look at every value on the way; refuse what is no count."""
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
@@ -175,12 +173,15 @@ class OutputConfig:
     """Columns of obs that colour the map; None: the batch and labels keys."""
     map_cells: int = 4_000
     """Cells in the map, drawn at random."""
+    evaluate_cells: int = 100_000
+    """Validation cells that the final figures are of, at most; drawn at random."""
 
     def __post_init__(self) -> None:
         if not self.dir.strip():
             raise ConfigError("dir: expected the path of a folder, seen an empty one.")
-        if self.map_cells < 1:
-            raise ConfigError(f"map_cells: expected 1 or more, seen {self.map_cells}.")
+        for name in ("map_cells", "evaluate_cells"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected 1 or more, seen {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,12 +56,6 @@ class ElementTree(Protocol):
     def close(self) -> None: ...
 
 
-def read_all(array: StoredArray, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Members ``start … stop - 1`` along the first axis."""
-    end = array.shape[0] if stop is None else stop
-    return array.read(np.array([[start, end]] if end > start else np.zeros((0, 2)), dtype=np.int64))
-
-
 def native(dtype: np.dtype) -> np.dtype:
     """The same type in this machine's byte order."""
     return dtype.newbyteorder("=") if dtype.kind in "iufc" else dtype

@@ -12,7 +12,7 @@ from scvi_dist.batch import CsrRows
 from scvi_dist.data.anndata_layout import ElementTree, find_matrix, list_layers, matrix_at
 from scvi_dist.data.anndata_table import TableElement
 from scvi_dist.data.matrix import open_matrix
-from scvi_dist.data.spans import Range, in_order, spans_of
+from scvi_dist.data.spans import Range, in_order, spans_of, spans_of_rows
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator
 from scvi_dist.errors import FieldNotFound, StoreCorrupt, UnsupportedStore, did_you_mean
 
@@ -26,6 +26,11 @@ class AnnDataStore(Store):
         self.locator = locator
         self._tree = tree
         self._where = tree.where
+        if tree.kind("obs") is None:
+            seen = ", ".join(sorted(tree.children(""))[:9])
+            raise UnsupportedStore(
+                f"{tree.where} does not hold an AnnData: it has no obs, only {seen or 'nothing'}."
+            )
         self._element = find_matrix(tree, locator.layer)
         self._matrix = open_matrix(tree, self._element)
         self._obs = TableElement(tree, "obs")
@@ -58,19 +63,15 @@ class AnnDataStore(Store):
         return list_layers(self._tree)
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        low, high = self._window(start, stop)
-        return self._obs.index(low, high)
+        return self._obs.index(self._window(start, stop))
 
     def read_obs(
         self, columns: Sequence[str], start: int = 0, stop: int | None = None
     ) -> pd.DataFrame:
-        low, high = self._window(start, stop)
-        return self._obs.read(columns, low, high)
+        return self._obs.read(columns, self._window(start, stop))
 
-    def _window(self, start: int, stop: int | None) -> tuple[int, int]:
-        high = self.n_obs if stop is None else stop
-        spans_of([(start, high)], self.n_obs, self._where)
-        return start, high
+    def _window(self, start: int, stop: int | None) -> np.ndarray:
+        return spans_of([(start, self.n_obs if stop is None else stop)], self.n_obs, self._where)
 
     def read_rows(self, ranges: Sequence[Range], genes: np.ndarray | None = None) -> CsrRows:
         spans, back = in_order(spans_of(ranges, self.n_obs, self._where))
@@ -145,11 +146,7 @@ class AnnDataStore(Store):
     def _read_obsm_table(self, key: str, spans: np.ndarray) -> np.ndarray:
         table = self._obsm_table(key)
         self._check_length(f"obsm/{key}", table.n_rows)
-        blocks = [
-            table.read(list(table.kinds), start, stop).to_numpy(np.float32, na_value=np.nan)
-            for start, stop in spans.tolist()
-        ]
-        return np.concatenate([np.zeros((0, len(table.kinds)), dtype=np.float32), *blocks])
+        return table.read(list(table.kinds), spans).to_numpy(np.float32, na_value=np.nan)
 
     def _check_length(self, path: str, length: int) -> None:
         if length != self.n_obs:
@@ -171,15 +168,12 @@ class AnnDataStore(Store):
     @cached_property
     def _digest(self) -> str:
         n = self.n_obs
-        step = max(1, n // _SAMPLED_NAMES)
-        names = [str(self.obs_names(row, row + 1)[0]) for row in range(0, n, step)]
-        if n:
-            names.append(str(self.obs_names(n - 1, n)[0]))
+        rows = np.unique(np.linspace(0, n - 1, min(n, _SAMPLED_NAMES)).astype(np.int64))
         facts = [
             self.locator.layer,
             self._matrix.facts(),
             hashlib.sha256("\0".join(self.var_names).encode()).hexdigest(),
-            names,
+            self._obs.index(spans_of_rows(rows)).tolist(),
             self._tree.stamp([*self._matrix.arrays, *self._obs.index_arrays]),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from scvi_dist.data.anndata_layout import ElementTree, StoredArray, as_text, read_all
+from scvi_dist.data.anndata_layout import ElementTree, StoredArray, as_text
+from scvi_dist.data.spans import expand, span, total_length
 from scvi_dist.errors import FieldNotFound, StoreCorrupt, UnsupportedStore, did_you_mean
 
 _NULLABLE = ("nullable-integer", "nullable-boolean", "nullable-string-array")
@@ -37,8 +38,8 @@ class Column(Protocol):
     def arrays(self) -> tuple[str, ...]:
         """Paths of what it is stored in."""
 
-    def read(self, start: int, stop: int) -> Any:
-        """Values as pandas takes them: an array or an extension array."""
+    def read(self, spans: np.ndarray) -> Any:
+        """Values in ascending spans of rows, as pandas takes them: (extension) arrays."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class PlainColumn:
     def arrays(self) -> tuple[str, ...]:
         return (self.path,)
 
-    def read(self, start: int, stop: int) -> Any:
-        values = read_all(self.array, start, stop)
+    def read(self, spans: np.ndarray) -> Any:
+        values = self.array.read(spans)
         return as_text(values) if self.kind == "string" else values
 
 
@@ -85,9 +86,9 @@ class MaskedColumn:
     def arrays(self) -> tuple[str, ...]:
         return f"{self.path}/values", f"{self.path}/mask"
 
-    def read(self, start: int, stop: int) -> Any:
-        values = read_all(self.values, start, stop)
-        missing = read_all(self.mask, start, stop).astype(bool)
+    def read(self, spans: np.ndarray) -> Any:
+        values = self.values.read(spans)
+        missing = self.mask.read(spans).astype(bool)
         if self.kind == "string":
             text = as_text(values).copy()
             text[missing] = None
@@ -123,18 +124,18 @@ class CategoricalColumn:
     @cached_property
     def categories(self) -> pd.Index:
         """All categories, in the store's order."""
-        values = self.category_column.read(0, self.category_column.length)
+        values = self.category_column.read(span(0, self.category_column.length))
         text = self.category_column.kind == "string"
         return pd.Index(values, dtype=object if text else None)
 
-    def read(self, start: int, stop: int) -> pd.Categorical:
-        codes = read_all(self.codes, start, stop)
+    def read(self, spans: np.ndarray) -> pd.Categorical:
+        codes = self.codes.read(spans)
         n = len(self.categories)
         if len(codes) and (int(codes.min()) < -1 or int(codes.max()) >= n):
-            row = start + int(np.argmax((codes < -1) | (codes >= n)))
+            place = int(np.argmax((codes < -1) | (codes >= n)))
             raise StoreCorrupt(
-                f"{self.where}: {self.path} has code {codes[row - start]} in row {row}, but only "
-                f"{n} categories."
+                f"{self.where}: {self.path} has code {codes[place]} in row {expand(spans)[place]}, "
+                f"but only {n} categories."
             )
         try:
             return pd.Categorical.from_codes(codes, self.categories, ordered=self.ordered)
@@ -215,9 +216,9 @@ class TableElement:
     def index_arrays(self) -> tuple[str, ...]:
         return self._index.arrays
 
-    def index(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Row names, object array of str."""
-        values = self._index.read(start, self.n_rows if stop is None else stop)
+    def index(self, spans: np.ndarray | None = None) -> np.ndarray:
+        """Row names (of ascending spans of rows), object array of str."""
+        values = self._index.read(span(0, self.n_rows) if spans is None else spans)
         names = np.asarray(values, dtype=object)
         return names if self._index.kind == "string" else names.astype(str).astype(object)
 
@@ -251,12 +252,12 @@ class TableElement:
             self._columns[name] = column_at(self.tree, f"{self.path}/{name}")
         return self._columns[name]
 
-    def read(self, columns: Sequence[str], start: int, stop: int) -> pd.DataFrame:
-        """Columns for rows ``start … stop - 1``, with a default index."""
-        index = pd.RangeIndex(max(0, stop - start))
+    def read(self, columns: Sequence[str], spans: np.ndarray) -> pd.DataFrame:
+        """Columns for ascending spans of rows, with a default index."""
+        index = pd.RangeIndex(total_length(spans))
         series = {
             name: pd.Series(
-                self.column(name).read(start, stop),
+                self.column(name).read(spans),
                 index=index,
                 dtype=object if self.column(name).kind == "string" else None,
             )

@@ -6,6 +6,7 @@ neighbours' in one read, decoded without the GIL, and copied to where they belon
 cannot decode, the array library reads (see ``DECODERS``).
 """
 
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -52,22 +53,26 @@ class LocalObjects:
         return fetch_joined(pieces, self._read, _LOCAL_GAP_BYTES)
 
     def _read(self, pieces: Sequence[Piece]) -> list[bytes | None]:
-        return [self._read_one(piece) for piece in pieces]
+        answers: list[bytes | None] = []
+        for key, group in itertools.groupby(pieces, key=lambda piece: piece.key):
+            try:
+                handle = os.open(os.path.join(self._root, key) if key else self._root, os.O_RDONLY)
+            except FileNotFoundError:
+                answers.extend(None for _ in group)
+                continue
+            try:
+                answers.extend(_read_piece(handle, piece) for piece in group)
+            finally:
+                os.close(handle)
+        return answers
 
-    def _read_one(self, piece: Piece) -> bytes | None:
-        path = os.path.join(self._root, piece.key) if piece.key else self._root
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            size = os.fstat(handle).st_size
-            start = piece.start or 0
-            start = max(0, size + start) if start < 0 else start
-            stop = size if piece.stop is None else min(piece.stop, size)
-            return os.pread(handle, max(0, stop - start), start)
-        finally:
-            os.close(handle)
+
+def _read_piece(handle: int, piece: Piece) -> bytes:
+    size = os.fstat(handle).st_size
+    start = piece.start or 0
+    start = max(0, size + start) if start < 0 else start
+    stop = size if piece.stop is None else min(piece.stop, size)
+    return os.pread(handle, max(0, stop - start), start)
 
 
 class RemoteObjects:
@@ -193,18 +198,25 @@ def _raw(raw: Any, out: np.ndarray) -> None:
     out[:] = np.frombuffer(raw, dtype=np.uint8)
 
 
-def _numcodecs(name: str) -> Decoder:
+def _numcodecs(name: str, size_at: int | None) -> Decoder:
+    """``size_at``: where in the stored bytes their decoded size is, as 4 bytes; if it is nowhere,
+    they are decoded before their size is known, at the price of a copy.
+    """
     import numcodecs
 
     codec = numcodecs.get_codec({"id": name})
 
     def decode(raw: Any, out: np.ndarray) -> None:
         try:
-            decoded = codec.decode(raw, out)
-        except (RuntimeError, ValueError, EOFError, OSError, zlib.error) as error:
+            if size_at is None:
+                _raw(codec.decode(raw), out)
+                return
+            size = int.from_bytes(raw[size_at : size_at + 4], "little")
+            if size != len(out):
+                raise ChunkDamaged(f"{name}: {size} bytes stored, expected {len(out)}")
+            codec.decode(raw, out)
+        except (RuntimeError, ValueError, OSError) as error:
             raise ChunkDamaged(f"{name}: {error}") from error
-        if np.asarray(decoded).nbytes != out.nbytes:
-            raise ChunkDamaged(f"{name}: {np.asarray(decoded).nbytes} bytes, expected {out.nbytes}")
 
     return decode
 
@@ -221,9 +233,9 @@ def _deflate(wbits: int) -> Callable[[], Decoder]:
 
 DECODERS: Mapping[str, Callable[[], Decoder]] = {
     "": lambda: _raw,
-    "blosc": lambda: _numcodecs("blosc"),
-    "zstd": lambda: _numcodecs("zstd"),
-    "lz4": lambda: _numcodecs("lz4"),
+    "blosc": lambda: _numcodecs("blosc", 4),
+    "zstd": lambda: _numcodecs("zstd", None),
+    "lz4": lambda: _numcodecs("lz4", 0),
     "gzip": _deflate(31),
     "zlib": _deflate(15),
 }

@@ -32,6 +32,8 @@ _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 _SECRET_OPTION = re.compile(
     r"(^|_)(key|secret|token|password|passwd|pwd|credentials?|connection_string|sas)($|_)", re.I
 )
+# Ways to find a token, not tokens (gcsfs).
+_NO_SECRETS = frozenset({None, True, False, "anon", "google_default", "cache", "cloud"})
 _STAMP_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated")
 
 
@@ -103,13 +105,17 @@ def refuse_secrets(
                 "configuration file of the storage service."
             )
     for name, value in (storage_options or {}).items():
-        if _SECRET_OPTION.search(name) and not isinstance(value, bool) and value is not None:
+        if _SECRET_OPTION.search(name) and not (_is_plain(value) and value in _NO_SECRETS):
             raise ConfigError(
                 f"storage option {name!r} for {redact_url(url)} looks like a secret, which would "
                 "travel to logs and checkpoints. Give credentials by environment variables (such "
                 "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or by the configuration file of "
                 "the storage service."
             )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, str))
 
 
 def normalise_url(url: str | os.PathLike[str]) -> str:

@@ -126,7 +126,7 @@ class H5Tree:
 
     def children(self, path: str) -> list[str]:
         with self.reading(path) as file:
-            return list(file[path])
+            return list(file[path or "/"])
 
     def attributes(self, path: str) -> dict[str, Any]:
         with self.reading(path) as file:
@@ -176,12 +176,9 @@ class H5Array:
 
     def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Members of ascending spans along the first axis."""
-        if self.dtype.kind == "O":
-            parts = [self._slice(start, stop) for start, stop in spans.tolist()]
-            return as_text(np.concatenate(parts) if parts else np.zeros(0, dtype=object))
         if self._layout is not None and len(spans):
             return self._read_chunks(self._layout, spans, np.dtype(dtype or self.dtype))
-        if len(spans) == 1:
+        if len(spans) == 1 and self.dtype.kind != "O":
             return self._slice(*spans[0].tolist()).astype(dtype or self.dtype, copy=False)
         out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
         row_bytes = max(1, self.dtype.itemsize * int(np.prod(self.shape[1:])))
@@ -193,7 +190,7 @@ class H5Array:
             max_gap=self._tree.gap_bytes // row_bytes,
             decodes=self._decodes,
         )
-        return out
+        return as_text(out) if self.dtype.kind == "O" else out
 
     def _read_chunks(self, layout: H5ChunkLayout, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
         out = np.empty(total_length(spans), dtype=dtype)

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.anndata_layout import ElementTree, MatrixElement, StoredArray, read_all
-from scvi_dist.data.spans import expand, groups_of, spans_of_rows, total_length
+from scvi_dist.data.anndata_layout import ElementTree, MatrixElement, StoredArray
+from scvi_dist.data.spans import expand, groups_of, span, spans_of_rows, total_length
 from scvi_dist.errors import StoreCorrupt
 
 GROUP_BYTES = 32 << 20
@@ -105,7 +105,7 @@ class CsrMatrix:
     @cached_property
     def indptr(self) -> np.ndarray:
         """int64 ``[n + 1]``, checked; read on first use and kept."""
-        indptr = read_all(self._indptr).astype(np.int64, copy=False)
+        indptr = self._indptr.read(span(0, self.shape[0] + 1)).astype(np.int64, copy=False)
         falls = np.flatnonzero(np.diff(indptr) < 0)
         if len(falls):
             row = int(falls[0])

@@ -251,7 +251,7 @@ def _kind_of(column: pd.Series) -> str | None:
 
 def _checksum(values: np.ndarray) -> int:
     """Of all bytes; of evenly spread blocks where there are very many."""
-    raw = memoryview(np.ravel(values, order="K").view(np.uint8))
+    raw = np.ravel(values, order="K").view(np.uint8).data
     if raw.nbytes <= _HASHED_BYTES:
         return zlib.crc32(raw)
     total = 0

@@ -64,7 +64,8 @@ def open_store(
     from scvi_dist.data.subset import subset_store
 
     if isinstance(source, Store):
-        store = _store_at_layer(source, layer)
+        same = layer is None or layer == source.locator.layer
+        store = source if same else store_at_layer(source, str(layer))
     elif is_anndata(source):
         store = _open_anndata(source, layer)
     elif isinstance(source, (str, os.PathLike)):
@@ -134,15 +135,16 @@ def guess_kind(
     )
 
 
-def _store_at_layer(store: Store, layer: str | None) -> Store:
-    if layer is None or layer == store.locator.layer:
-        return store
-    return _locator_at_layer(store.locator, layer).open()
+def store_at_layer(store: Store, layer: str) -> Store:
+    """The same cells (and, in a view, the same genes by name) of another layer; a new store."""
+    from scvi_dist.data.collection import CollectionStore
+    from scvi_dist.data.subset import SubsetStore
 
-
-def _locator_at_layer(locator: StoreLocator, layer: str) -> StoreLocator:
-    parts = tuple(_locator_at_layer(part, layer) for part in locator.parts)
-    return replace(locator, layer=layer, parts=parts)
+    if isinstance(store, SubsetStore):
+        return store.on(store_at_layer(store.base, layer))
+    if isinstance(store, CollectionStore):
+        return CollectionStore([store_at_layer(part, layer) for part in store.parts])
+    return replace(store.locator, layer=layer).open()
 
 
 def _open_anndata(adata: "AnnData", layer: str | None) -> Store:

@@ -35,6 +35,11 @@ def spans_of(ranges: Sequence[Range] | np.ndarray, n_rows: int, where: str) -> n
     return spans[spans[:, 0] < spans[:, 1]]
 
 
+def span(start: int, stop: int) -> np.ndarray:
+    """One range as spans; none if it is empty."""
+    return np.array([[start, stop]] if start < stop else np.zeros((0, 2)), dtype=np.int64)
+
+
 def check_rows(rows: np.ndarray | Sequence[int], n_rows: int, where: str) -> np.ndarray:
     """Rows as int64; ``IndexError`` for rows that do not exist."""
     wanted = np.asarray(rows)

@@ -129,6 +129,11 @@ class SubsetStore(Store):
             options=tuple(options.items()),
         )
 
+    def on(self, base: Store) -> "SubsetStore":
+        """The same rows, and genes of the same names, of another store."""
+        genes = None if self._genes is None else gene_positions(base, self.var_names.tolist())
+        return SubsetStore(base, rows=self._rows, genes=genes, obs_filter=self._obs_filter)
+
     def base_rows(self, rows: np.ndarray) -> np.ndarray:
         """int64: rows of the base store behind rows of this view."""
         wanted = check_rows(rows, self.n_obs, self._where)

@@ -182,15 +182,13 @@ class ZarrArray:
 
     def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Members of ascending spans along the first axis."""
-        if self.dtype.kind in "OTU":
-            parts = [self._slice(start, stop) for start, stop in spans.tolist()]
-            return as_text(np.concatenate(parts) if parts else np.zeros(0, dtype=object))
-        out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
+        kept = dtype or (object if self.dtype.kind in "OTU" else self.dtype)
+        out = np.empty((total_length(spans), *self.shape[1:]), dtype=kept)
         if len(spans) and self._layout is not None:
             self._read_chunks(self._layout, spans, out)
         elif len(spans):
             read_joined(self._slice, spans, out, chunk=self._chunk, max_gap=0, decodes=True)
-        return out
+        return as_text(out) if self.dtype.kind in "OTU" else out
 
     def _read_chunks(self, layout: ChunkLayout, spans: np.ndarray, out: np.ndarray) -> None:
         try:

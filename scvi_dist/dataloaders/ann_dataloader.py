@@ -79,7 +79,13 @@ class AnnDataLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows = self.indices[_random_order(len(self.indices))] if self.shuffle else self.indices
+        # torch's DataLoader draws a seed for its workers in every iteration, and its sampler one
+        # of its own: drawing both gives the order, and leaves the random state, of scvi-tools.
+        _draw_seed()
+        rows = self.indices
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_draw_seed())
+            rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
         if self.drop_last:
             rows = rows[: len(self) * self.batch_size]
         for batch in self._loader.batches(rows):
@@ -107,12 +113,8 @@ def _keys(manager: AnnDataManager, wanted: Sequence[str] | dict[str, Any] | None
     return dict(wanted) if isinstance(wanted, dict) else dict.fromkeys(wanted)
 
 
-def _random_order(n: int) -> np.ndarray:
-    # torch's DataLoader draws a seed for its workers before its sampler draws its own; drawing
-    # both keeps the order, and the random state afterwards, what scvi-tools' users are used to.
-    _, seed = (int(torch.empty((), dtype=torch.int64).random_().item()) for _ in range(2))
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(n, generator=generator).numpy()
+def _draw_seed() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
 def _sparse_csr(x: SparseCounts | Tensor) -> Tensor:

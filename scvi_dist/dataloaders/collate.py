@@ -155,7 +155,11 @@ class CountGuard:
         self._source = source
         self._warned = False
         self.report = CountReport()
-        """What was found so far."""
+        """What was found so far in this pass."""
+
+    def begin(self) -> None:
+        """A pass begins: no cell was seen yet."""
+        self.report = CountReport()
 
     def add(self, reports: Iterable[CountReport | None]) -> None:
         """Take in reports of other rows.

@@ -153,6 +153,8 @@ class PlanLoader(ABC):
     def __iter__(self) -> Iterator[CellBatch]:
         epoch, position = self._coming
         self._coming = (epoch + 1, 0)
+        if self._guard is not None:
+            self._guard.begin()
         asked = perf_counter()
         is_first = True
         with closing(self._batches(epoch, position)) as batches:  # type: ignore[type-var]

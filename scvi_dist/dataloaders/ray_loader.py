@@ -28,7 +28,7 @@ from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_p
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
 from scvi_dist.dataloaders.read_plan import ReadPlan
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
-from scvi_dist.dataloaders.reader import one_ahead
+from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.dataloaders.source import CellSource, OpenSource
 from scvi_dist.errors import ConfigError, PlanError, ScviDistError
 
@@ -175,6 +175,34 @@ def minibatch_rows(table: pa.Table) -> Iterator[MinibatchRow]:
             yield MinibatchRow(step=step, report=pickle.loads(report) if report else None, **row)
 
 
+class BlockStream:
+    """The blocks of a data set, one after the other, until told to stop."""
+
+    def __init__(self, dataset: ray.data.Dataset) -> None:
+        self._dataset = dataset
+        self._executors: list[Any] = []
+        create = dataset._create_executor
+
+        # Ray offers no way to stop a data set whose first block never comes: its executor would
+        # go on in a thread of its own, and bring the process down once Ray is shut down.
+        def create_and_remember() -> Any:
+            self._executors.append(create())
+            return self._executors[-1]
+
+        dataset._create_executor = create_and_remember
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        batches = self._dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=1
+        )
+        return iter(batches)
+
+    def stop(self) -> None:
+        """Cancel what still runs; whoever waits for a block is told that there are no more."""
+        while self._executors:
+            self._executors.pop().shutdown(force=True)
+
+
 class RayLoader(PlanLoader):
     """Reads through Ray Data; best where CPU nodes feed ranks that have none to spare.
 
@@ -226,10 +254,12 @@ class RayLoader(PlanLoader):
     def _rows(self, epoch: int, position: int) -> Iterator[MinibatchRow]:
         windows = self.plan.windows(position)
         while segment := tuple(islice(windows, SEGMENT_WINDOWS)):
+            stream = BlockStream(self._dataset(epoch, segment))
             tables = one_ahead(
-                iter(self._dataset(epoch, segment)),
+                iter(stream),
                 limit_s=self.config.wait_limit_s,
                 timed_out=self._starved,
+                interrupt=stream.stop,
             )
             with closing(tables):  # type: ignore[type-var]
                 while (table := self._next(tables)) is not None:
@@ -246,22 +276,19 @@ class RayLoader(PlanLoader):
                 raise error.cause from error
             raise
 
-    def _dataset(self, epoch: int, windows: tuple[tuple[int, int], ...]) -> Iterator[pa.Table]:
+    def _dataset(self, epoch: int, windows: tuple[tuple[int, int], ...]) -> ray.data.Dataset:
         cells = self.plan.cells_per_task(self.world)
         size = int(cells * self.source.store.bytes_per_cell)
         segment = Segment(
             self._shared, epoch, self.rank, self.world, windows, self._guard is not None, size
         )
         with _quiet(), DataContext.current(_context(self.config, size)):
-            dataset = ray.data.read_datasource(
+            return ray.data.read_datasource(
                 PlanDatasource(segment),
                 override_num_blocks=len(windows),
                 num_cpus=self.config.reader_cpus,
                 concurrency=min(self.config.readers, len(windows)),
             )
-        return iter(
-            dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        )
 
     def _starved(self) -> str:
         total = ray.cluster_resources().get("CPU", 0)

@@ -2,14 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from scvi_dist.dataloaders.budget import TASKS_RESIDENT
 from scvi_dist.dataloaders.read_task import ReadTask
+from scvi_dist.dataloaders.threads import DaemonPool, one_ahead
 from scvi_dist.errors import WaitTimeout
+
+__all__ = ["ReadAhead", "ReadLimits", "one_ahead"]
 
 
 class Sized(Protocol):
@@ -20,7 +23,6 @@ class Sized(Protocol):
 
 
 P = TypeVar("P", bound=Sized)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,7 @@ class ReadAhead(Generic[P]):
         self._next: ReadTask | None = next(self._tasks, None)
         self._started: deque[tuple[ReadTask, list[Future[P]]]] = deque()
         self._in_use_bytes = 0
-        self._pool = ThreadPoolExecutor(limits.n_threads, thread_name_prefix="scvi_dist-read")
+        self._pool = DaemonPool(limits.n_threads, "scvi_dist-read")
 
     def __iter__(self) -> Iterator[tuple[ReadTask, list[P]]]:
         """Each task with its parts. A task counts as in use until the next one is asked for."""
@@ -134,33 +136,3 @@ class ReadAhead(Generic[P]):
     def _named(self, error: BaseException, task: ReadTask) -> BaseException:
         error.add_note(f"while reading {task.describe()} of {self._where}")
         return error
-
-
-def one_ahead(items: Iterator[T], *, limit_s: float, timed_out: Callable[[], str]) -> Iterator[T]:
-    """The items of an iterator, each of them computed in a thread while the last is in use.
-
-    Raises
-    ------
-    WaitTimeout
-        With the message of ``timed_out``, when an item does not come in time.
-    """
-    done = object()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="scvi_dist-ahead")
-    try:
-        coming = pool.submit(next, items, done)
-        while True:
-            try:
-                item = coming.result(timeout=limit_s)
-            except FutureTimeout as error:
-                if coming.done():
-                    raise error
-                raise WaitTimeout(timed_out()) from None
-            if item is done:
-                return
-            coming = pool.submit(next, items, done)
-            yield item  # type: ignore[misc]
-    finally:
-        if (close := getattr(items, "close", None)) is not None:
-            # In the same thread: a generator cannot be closed while it is running in another.
-            pool.submit(close)
-        pool.shutdown(wait=False)

@@ -6,29 +6,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from scvi_dist.analysis.library import library_size_moments
-from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs
 from scvi_dist.dataloaders.loader import LoaderConfig
-from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import ConfigError
 from scvi_dist.model.binding import DataBinding, Source, set_up
 from scvi_dist.model.count_model import CountModel
+from scvi_dist.model.count_modules import new_vae
 from scvi_dist.model.device import resolve_device
 from scvi_dist.model.progress import is_watched, progress_bar
-from scvi_dist.model.training import (
-    FitSettings,
+from scvi_dist.model.train_arguments import (
     as_mapping,
-    n_devices,
-    plan_config,
+    lightning_accelerator,
+    ray_config,
     split_config,
     train_config,
+    training_plan_config,
 )
-from scvi_dist.module.vae import VAE
-from scvi_dist.train.configs import RayConfig
+from scvi_dist.model.training import FitSettings, tracked
 
 if TYPE_CHECKING:
     from scvi_dist.tracking import Tracker, TrackingConfig
@@ -79,8 +74,6 @@ class SCVI(CountModel):
     >>> model.get_latent_representation(out="latent.zarr")
     """
 
-    module: VAE
-
     def __init__(
         self,
         adata: Source = None,
@@ -120,12 +113,10 @@ class SCVI(CountModel):
     def _build(
         self, binding: DataBinding, arguments: Mapping[str, Any], kwargs: Mapping[str, Any]
     ) -> None:
-        shown = ", ".join(
-            f"{k}: {v}" for k, v in arguments.items() if k != "use_observed_lib_size"
-        )
+        shown = ", ".join(f"{k}: {v}" for k, v in arguments.items() if k != "use_observed_lib_size")
         super().__init__(
             binding,
-            _new_module(binding, {**arguments, **kwargs}),
+            new_vae(binding, {**arguments, **kwargs}),
             {"kwargs": {"kwargs": dict(kwargs)}, "non_kwargs": dict(arguments)},
             f"{type(self).__name__} model with the following parameters: \n{shown}.",
         )
@@ -247,8 +238,7 @@ class SCVI(CountModel):
             Called every few steps and after each epoch.
         """
         options = {**as_mapping(trainer_config, "trainer_config"), **trainer_kwargs}
-        ray = _workers(num_workers, use_gpu, address, accelerator, devices)
-        where = resolve_device(accelerator) if ray is None else None
+        ray = ray_config(num_workers, use_gpu, address, accelerator, devices)
         split = split_config(
             self._binding.manager_for().store.n_obs,
             datasplitter_kwargs,
@@ -257,19 +247,18 @@ class SCVI(CountModel):
             shuffle_set_split=shuffle_set_split,
             seed=seed,
         )
-        needs_folder = ray is not None or tracking is not None
-        if run_dir is None and needs_folder:
+        if run_dir is None and (ray is not None or tracking is not None):
             run_dir = Path(RUNS_DIR) / self.run_name
         settings = FitSettings(
             train=train_config(
                 options,
                 early_stopping=early_stopping,
                 max_epochs=max_epochs,
-                accelerator=_lightning_name(accelerator if where is None else where.type),
+                accelerator=lightning_accelerator(accelerator, ray),
                 batch_size=batch_size,
                 seed=seed,
             ),
-            plan=_plan(plan_config, plan_kwargs),
+            plan=training_plan_config(plan_config, plan_kwargs),
             split=split,
             loader=LoaderConfig(engine=engine),
             ray=ray,
@@ -278,16 +267,13 @@ class SCVI(CountModel):
         )
         shows = options.get("enable_progress_bar", True) and on_progress is None and is_watched()
         with (
-            _tracked(tracking, settings.run_dir) as tracker,
+            tracked(tracking, self.run_name, settings.run_dir) as tracker,
             progress_bar() if shows else nullcontext(on_progress) as report,
         ):
-            self.fit(
-                settings,
-                tracker=tracker,
-                on_progress=report,
-                callbacks=options.get("callbacks") or (),
-            )
-        if where is not None:
-            self.to_device(where)
+            callbacks = options.get("callbacks") or ()
+            self.fit(settings, tracker=tracker, on_progress=report, callbacks=callbacks)
+        self.to_device(resolve_device(accelerator))
 
 
+def _tuple(keys: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if keys is None else tuple(keys)

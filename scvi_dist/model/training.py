@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scvi_dist.train.fit_job import FitResult
     from scvi_dist.train.progress import OnProgress
 
+
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """How a model is trained: the configs of those who do the work, side by side."""

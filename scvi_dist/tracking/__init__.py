@@ -8,6 +8,7 @@ answer.
 from scvi_dist.tracking.config import ModelFacts, TrackingConfig, TrackingRef
 from scvi_dist.tracking.download import download_model
 from scvi_dist.tracking.tracker import NullTracker, Tracker
+from scvi_dist.tracking.values import redact
 
 __all__ = [
     "ModelFacts",
@@ -16,4 +17,5 @@ __all__ = [
     "TrackingConfig",
     "TrackingRef",
     "download_model",
+    "redact",
 ]

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +16,8 @@ from torch import Tensor
 from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
 from scvi_dist.train.configs import NEVER, EarlyStoppingConfig, TrainConfig, World
+from scvi_dist.train.diagnosis import failure_message
 from scvi_dist.train.training_plan import TrainingPlan
-
-Look = tuple[int, np.ndarray, Tensor, Tensor]
-"""Step, rows of its cells, its loss, the loss of each cell."""
 
 
 class StopTraining(Exception):
@@ -48,12 +45,10 @@ class WatchLoss(Callback):
         Mean over the cells of the steps since the last look.
     """
 
-    def __init__(self, world: World, every: int, where: str) -> None:
+    def __init__(self, world: World, every: int) -> None:
         self.world = world
         self.every = every
-        self.where = where
         self.mean_loss = float("nan")
-        self._looks: deque[Look] = deque(maxlen=every)
         self._sum: Tensor | None = None
         self._n_cells = 0
 
@@ -61,10 +56,7 @@ class WatchLoss(Callback):
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
         # Lightning's loss carries the factor that makes ranks weigh what their cells weigh.
-        loss = outputs["loss"].detach()
-        rows = batch.rows[: batch.n_real]
-        self._looks.append((plan.cursor.global_step - 1, rows, loss, plan.last_cell_losses))
-        addend = loss * (batch.n_global / self.world.size)
+        addend = outputs["loss"].detach() * (batch.n_global / self.world.size)
         self._sum = addend if self._sum is None else self._sum + addend
         self._n_cells += batch.n_global
         if plan.cursor.global_step % self.every == 0:
@@ -84,33 +76,18 @@ class WatchLoss(Callback):
         if not np.isfinite(total):
             raise TrainingFailed(self._message(plan))
         self.mean_loss = total / max(self._n_cells, 1)
-        self._looks.clear()
+        plan.recent.clear()
         self._sum, self._n_cells = None, 0
 
     def _message(self, plan: TrainingPlan) -> str:
-        mine = self._first_bad()
+        mine = plan.recent.first_bad()
         found = [mine]
         if self.world.size > 1:
             found = [None] * self.world.size
             dist.all_gather_object(found, mine)
         bad = [(*seen, rank) for rank, seen in enumerate(found) if seen is not None]
-        step, cells, rank = min(bad) if bad else (plan.cursor.global_step, "unknown cells", 0)
-        return (
-            f"The loss is not a finite number at step {step} (epoch {plan.cursor.epoch}, rank "
-            f"{rank}): {cells} of {self.where}. Look at the counts of these cells for negative, "
-            "missing or enormous values; if they are sound, lower plan.lr or set "
-            "train.gradient_clip_val. Checkpoints from before this step are untouched."
-        )
-
-    def _first_bad(self) -> tuple[int, str] | None:
-        """Step and description of the first batch of this rank whose loss is not finite."""
-        previous: np.ndarray | None = None
-        for step, rows, loss, cell_losses in self._looks:
-            if not torch.isfinite(loss):
-                finite = torch.isfinite(cell_losses)[: len(rows)].cpu().numpy()
-                return step, _describe_rows(rows, finite, previous)
-            previous = rows
-        return None
+        step, cells, rank = min(bad) if bad else (plan.cursor.global_step, "some cells", 0)
+        return failure_message(step, plan.cursor.epoch, rank, cells, plan.where)
 
 
 class EarlyStop(EarlyStopping):
@@ -262,20 +239,3 @@ class SaveCheckpoints(Checkpoint):
         self._watch.look(plan)
         self._save()
         self._saved_s = self._clock()
-
-
-def _describe_rows(rows: np.ndarray, finite: np.ndarray, previous: np.ndarray | None) -> str:
-    """The rows to look at, in words."""
-    bad = rows[~finite]
-    if 0 < len(bad) < len(rows):
-        return f"the loss of {_list_rows(bad)} is not finite (batch of {len(rows)} cells)"
-    where = f"no cell of {_list_rows(rows)} can be told apart"
-    if previous is not None:
-        # A finite loss with an infinite gradient spoils the weights one step earlier.
-        where += f", or the step before broke the weights, which saw {_list_rows(previous)}"
-    return where
-
-
-def _list_rows(rows: np.ndarray) -> str:
-    shown = ", ".join(str(row) for row in rows[:10])
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{', …' if len(rows) > 10 else ''}"

@@ -6,13 +6,15 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
-from scvi_dist.train.data_tmp import CellDataModule
+from scvi_dist.dataloaders.datamodule import CellDataModule
+from scvi_dist.dataloaders.read_plan import PlanConfig
 from scvi_dist.errors import OutputExists
 from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
@@ -47,6 +49,9 @@ from scvi_dist.train.run_state import (
 )
 from scvi_dist.train.training_plan import TrainingPlan
 
+READ_PLAN = "read_plan"
+"""Among a checkpoint's facts: the settings of the read plan, to make it again."""
+
 
 def fit(
     job: FitJob,
@@ -78,7 +83,7 @@ def fit(
     TrainingFailed
         If the loss is no number.
     """
-    world = world or World()
+    world, extras = world or World(), extras or TrainerExtras()
     start = starting_point(job)
     data = CellDataModule(
         job.source,
@@ -88,13 +93,16 @@ def fit(
         job.loader,
         rank=world.rank,
         world=world.size,
+        engine=extras.engine,
+        # Positions mean nothing in a plan with other windows, which other ranks would suggest.
+        train_plan=PlanConfig(**start.facts[READ_PLAN]) if start else None,
     )
     attached = tracker is None
     if tracker is None:
         tracker = Tracker.attach(job.tracking) if world.is_first else NullTracker()
     try:
         with _quiet(), handler_restored(signal.SIGTERM):
-            run = _Run(job, world, data, tracker, on_progress, extras or TrainerExtras())
+            run = _Run(job, world, data, tracker, on_progress, extras)
             return run.train(start)
     finally:
         data.close()
@@ -138,8 +146,7 @@ class _Run:
         config = job.train
         self.facts = job.facts(data.train_plan.facts())
         self.plan = self._new_plan()
-        where = job.source.locator.redacted_url
-        self.watch = WatchLoss(world, config.log_every_n_steps, where)
+        self.watch = WatchLoss(world, config.log_every_n_steps)
         self.stop = StopRequest(extras.stop_asked)
         self.report = Report(
             self.watch,
@@ -204,6 +211,8 @@ class _Run:
             n_validation=self.job.split.validation.n,
             seed=self.job.train.seed,
             world=self.world,
+            where=self.job.source.locator.redacted_url,
+            n_recent=self.job.train.log_every_n_steps,
             padding=convert_batch_norm(self.job.module) if synced else Padding(),
             fused=self.job.train.precision == "32-true",
         )
@@ -253,7 +262,7 @@ class _Run:
             self.job.run_dir,
             state,
             self.plan.cursor,
-            self.facts,
+            self.facts | {READ_PLAN: asdict(self.data.train_plan.config)},
             self.plan.epoch_metrics if at_epoch_end else {},
             {"schema.json": self.job.source.schema.to_json()},
         )

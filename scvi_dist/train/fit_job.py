@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scvi_dist.dataloaders.engine import EngineChoice
 from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.dataloaders.source import CellSource
 from scvi_dist.dataloaders.split import Split
@@ -60,12 +61,13 @@ class FitJob:
     def facts(self, read_plan: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint's state depends on; must be the same when it is resumed from."""
         return {
+            **dict(read_plan),
             "seed": self.train.seed,
+            "batch_size": self.train.batch_size,
             "n_validation": self.split.validation.n,
             "schema": self.source.schema.digest(),
             "module": type(self.module).__name__,
             "n_parameters": sum(p.numel() for p in self.module.parameters()),
-            **dict(read_plan),
             "training_plan": self.plan.facts(),
         }
 
@@ -74,6 +76,8 @@ class FitJob:
 class TrainerExtras:
     """What the surroundings of a process add to the loop."""
 
+    engine: EngineChoice | None = None
+    """Who reads; ``None``: this process, unless the configuration says otherwise."""
     strategy: Any = None
     """A Lightning strategy; ``None``: the caller's process group, if there are several ranks."""
     plugins: tuple[Any, ...] = ()

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scvi_dist.batch import CellBatch
+from scvi_dist.errors import TrainingFailed
 from scvi_dist.nn.sync_batch_norm import Padding
 from scvi_dist.train.checkpoint import Cursor
 from scvi_dist.train.configs import TrainingPlanConfig, World
+from scvi_dist.train.diagnosis import LossWindow, describe_batch, failure_message
 from scvi_dist.train.history import History
 from scvi_dist.train.metrics import EpochSums, alone, elbo_metrics
 
@@ -55,6 +57,10 @@ class TrainingPlan(pl.LightningModule):
         Optimizer, warm-up and learning-rate rule.
     n_train, n_validation
         Cells of the splits, over all ranks.
+    where
+        The store, for messages.
+    n_recent
+        Steps whose losses are remembered.
     padding
         What the module's synchronised batch norms look at.
     fused
@@ -70,6 +76,8 @@ class TrainingPlan(pl.LightningModule):
         n_validation: int = 0,
         seed: int = 0,
         world: World | None = None,
+        where: str = "the store",
+        n_recent: int = 10,
         padding: Padding | None = None,
         fused: bool = True,
     ) -> None:
@@ -79,13 +87,14 @@ class TrainingPlan(pl.LightningModule):
         self.n_train, self.n_validation = n_train, n_validation
         self.seed = seed
         self.world = world or World()
+        self.where = where
         self.cursor = Cursor()
         self.train_sums, self.validation_sums = EpochSums(), EpochSums()
         self.history = History()
         self.epoch_metrics: dict[str, float] = {}
         """Means of the epoch that ended last; cleared when the next one starts."""
-        self.last_cell_losses: Tensor | None = None
-        """Loss of each cell that counts in the last training batch, ``[n]``."""
+        self.recent = LossWindow(n_recent)
+        """Losses of the last steps."""
         self.on_epoch: OnEpoch | None = None
         """Called with the plan, the means and the number of each epoch that ends."""
         self.scheduler: ReduceLROnPlateau | None = None
@@ -120,9 +129,17 @@ class TrainingPlan(pl.LightningModule):
     def training_step(self, batch: CellBatch, batch_idx: int) -> Tensor:
         if "kl_weight" in self._loss_args:
             self._loss_kwargs["kl_weight"] = self.kl_weight
-        output = self._run(batch, self.seed, self.cursor.global_step)
+        try:
+            output = self._run(batch, self.seed, self.cursor.global_step)
+        except ValueError as error:
+            # Distributions refuse parameters that are not finite before there is a loss.
+            if "invalid values" not in str(error):
+                raise
+            raise TrainingFailed(self._diagnosis(batch)) from error
         self._add(self.train_sums, output, batch)
-        self.last_cell_losses = _cell_losses(output.reconstruction_loss, output.kl_local)
+        cell_losses = _cell_losses(output.reconstruction_loss, output.kl_local)
+        rows = batch.rows[: batch.n_real]
+        self.recent.add(self.cursor.global_step, rows, output.loss.detach(), cell_losses)
         return output.loss * batch.loss_scale
 
     def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
@@ -132,6 +149,11 @@ class TrainingPlan(pl.LightningModule):
         index = self.cursor.epoch * self.n_validation + batch.step
         output = self._run(batch, self.seed + VALIDATION_STREAM, index)
         self._add(self.validation_sums, output, batch)
+
+    def _diagnosis(self, batch: CellBatch) -> str:
+        here = self.cursor.global_step, describe_batch(batch, self.module)
+        step, cells = self.recent.first_bad() or here
+        return failure_message(step, self.cursor.epoch, self.world.rank, cells, self.where)
 
     def _run(self, batch: CellBatch, seed: int, step: int) -> Any:
         if self._noise is not None:

@@ -1,15 +1,19 @@
 """h5ad files, however anndata and others lay them out, pass the suite."""
 
+import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
 
 from scvi_dist.data import Range, Store, open_store
-from scvi_dist.testing import StoreConformance, write_atlas
+from scvi_dist.errors import StoreCorrupt
+from scvi_dist.testing import StoreConformance, dense_of, rows_of, small_atlas, write_atlas
 
 
 class TestH5ad(StoreConformance):
@@ -25,121 +29,95 @@ class TestH5adDenseCompressed(StoreConformance):
         return open_store(write_atlas(adata, folder / "atlas.h5ad", compression="gzip"))
 
 
-class RewrittenH5ad(StoreConformance):
-    """An h5ad file whose X was written again with other chunks and filters."""
+@dataclass(frozen=True)
+class Encoding:
+    """How the indices and the values of X are stored."""
 
+    options: dict[str, Any]
+    """Of ``create_dataset``."""
+    index_dtype: str = "<i4"
+    value_dtype: str = "<f4"
+
+    @property
+    def shows_reads(self) -> bool:
+        """Whether there are chunks that hold no wanted row, and noise in them is noticed."""
+        return "compression" in self.options and self.options["chunks"][0] < 1000
+
+
+ENCODINGS = {
+    "gzip": Encoding({"chunks": (11,), "compression": "gzip"}),
+    "gzip shuffled": Encoding(
+        {"chunks": (64,), "compression": "gzip", "shuffle": True}, index_dtype="<i8"
+    ),
+    "gzip one chunk": Encoding(
+        {"chunks": (100_000,), "maxshape": (None,), "compression": "gzip"}, value_dtype="<i2"
+    ),
+    "gzip checked": Encoding({"chunks": (16,), "compression": "gzip", "fletcher32": True}),
+    "lzf": Encoding({"chunks": (16,), "compression": "lzf"}),
+    "chunks": Encoding({"chunks": (32,)}, value_dtype="|u1"),
+    "contiguous": Encoding({}, index_dtype="<u2", value_dtype="<f8"),
+    "big endian": Encoding(
+        {"chunks": (32,), "compression": "gzip"}, index_dtype=">i4", value_dtype=">f4"
+    ),
+}
+
+
+def encode_x(path: Path, encoding: Encoding) -> None:
+    """Write the indices and values of X again."""
+    with h5py.File(path, "r+") as file:
+        for name, dtype in (("indices", encoding.index_dtype), ("data", encoding.value_dtype)):
+            values = file[f"X/{name}"][:].astype(dtype)
+            del file[f"X/{name}"]
+            file["X"].create_dataset(name, data=values, **encoding.options)
+
+
+def spoil_x(path: Path, keep: Range) -> int:
+    """Overwrite the chunks of X without an entry of the rows to keep; how many there were."""
+    places = []
+    with h5py.File(path, "r") as file:
+        first, last = file["X/indptr"][list(keep)]
+        for array in (file["X/data"], file["X/indices"]):
+            for i in range(array.id.get_num_chunks()):
+                stored = array.id.get_chunk_info(i)
+                start = stored.chunk_offset[0]
+                if start + array.chunks[0] <= first or start >= last:
+                    places.append((stored.byte_offset, stored.size))
+    with open(path, "r+b") as raw:
+        for offset, size in places:
+            raw.seek(offset)
+            raw.write(b"\xff" * size)
+    return len(places)
+
+
+class TestH5adGzip(StoreConformance):
     starts_process = False
-    storage: ClassVar[dict[str, Any]]
-    """Options of ``create_dataset``."""
-    index_dtype: Any = "<i4"
-    value_dtype: Any = "<f4"
 
     def make_store(self, adata: Any, folder: Path) -> Store:
         path = write_atlas(adata, folder / "atlas.h5ad")
-        with h5py.File(path, "r+") as file:
-            group = file["X"]
-            for name, dtype in (("indices", self.index_dtype), ("data", self.value_dtype)):
-                values = group[name][:].astype(dtype)
-                del group[name]
-                group.create_dataset(name, data=values, **self.storage)
+        encode_x(path, ENCODINGS["gzip shuffled"])
         return open_store(path)
 
     def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
-        if "compression" not in self.storage:
-            return False  # uncompressed noise is read without a complaint
-        path = folder / "atlas.h5ad"
-        spoilt = 0
-        with h5py.File(path, "r") as file:
-            first, last = file["X/indptr"][list(keep)]
-            chunk = file["X/data"].chunks[0]
-            places = []
-            for array in (file["X/data"], file["X/indices"]):
-                for i in range(array.id.get_num_chunks()):
-                    info = array.id.get_chunk_info(i)
-                    start = info.chunk_offset[0]
-                    if start + chunk <= first or start >= last:
-                        places.append((info.byte_offset, info.size))
-        with open(path, "r+b") as raw:
-            for offset, size in places:
-                raw.seek(offset)
-                raw.write(b"\xff" * size)
-                spoilt += 1
-        assert spoilt > 10
-        return True
+        return spoil_x(folder / "atlas.h5ad", keep) > 10
 
 
-class TestH5adGzip(RewrittenH5ad):
-    storage: ClassVar[dict[str, Any]] = {"chunks": (11,), "compression": "gzip"}
-
-
-class TestH5adGzipShuffled(RewrittenH5ad):
-    storage: ClassVar[dict[str, Any]] = {"chunks": (64,), "compression": "gzip", "shuffle": True}
-    index_dtype = "<i8"
-
-
-class TestH5adLzf(RewrittenH5ad):
-    """A filter that only HDF5 itself decodes."""
-
-    storage: ClassVar[dict[str, Any]] = {"chunks": (16,), "compression": "lzf"}
-
-
-class TestH5adOneChunk(RewrittenH5ad):
-    storage: ClassVar[dict[str, Any]] = {
-        "chunks": (100_000,),
-        "maxshape": (None,),
-        "compression": "gzip",
-    }
-
-    def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
-        return False
-
-
-class TestH5adContiguous(RewrittenH5ad):
-    storage: ClassVar[dict[str, Any]] = {}
-    index_dtype = "<u2"
-
-
-class TestH5adBigEndian(RewrittenH5ad):
-    storage: ClassVar[dict[str, Any]] = {"chunks": (32,)}
-    index_dtype = ">i4"
-    value_dtype = ">f4"
-
-
-class RemoteH5ad(StoreConformance):
+class TestH5adRemote(StoreConformance):
     """Behind a URL; fsspec's file system in memory stands for an object store."""
 
-    in_other_processes = True
     starts_process = False
-    compression: str | None = None
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _empty_afterwards(cls) -> Any:
         yield
-        _clear_memory()
+        fsspec.filesystem("memory").store.clear()
 
     def make_store(self, adata: Any, folder: Path) -> Store:
-        import fsspec
-
-        path = write_atlas(adata, folder / "atlas.h5ad", compression=self.compression)
+        path = write_atlas(adata, folder / "atlas.h5ad")
         url = f"memory:/{folder}/atlas.h5ad"
         with fsspec.open(url, "wb") as file:
             file.write(path.read_bytes())
         return open_store(url)
-
-
-class TestH5adRemote(RemoteH5ad):
-    pass
-
-
-class TestH5adRemoteGzip(RemoteH5ad):
-    compression = "gzip"
-
-
-def _clear_memory() -> None:
-    import fsspec
-
-    fsspec.filesystem("memory").store.clear()
 
 
 class TestH5adOfAnndata07(StoreConformance):
@@ -185,3 +163,37 @@ def _age_table(table: h5py.Group) -> None:
             stored = table.create_dataset(f"__categories/{name}", data=categories)
             stored.attrs["ordered"] = ordered
             table.create_dataset(name, data=codes).attrs["categories"] = stored.ref
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Any:
+    return small_atlas(n=200, seed=4)
+
+
+@pytest.fixture(scope="module")
+def written(atlas: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_atlas(atlas, tmp_path_factory.mktemp("written") / "atlas.h5ad")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_rows_of_every_encoding(name: str, atlas: Any, written: Path, tmp_path: Path) -> None:
+    encoding = ENCODINGS[name]
+    path = tmp_path / "atlas.h5ad"
+    shutil.copy(written, path)
+    encode_x(path, encoding)
+    expected = dense_of(atlas)
+    rng = np.random.default_rng(0)
+    with open_store(path) as store:
+        for _ in range(20):
+            rows = np.sort(rng.choice(200, rng.integers(1, 60), replace=False))
+            block = store.read_rows_at(rows)
+            np.testing.assert_array_equal(block.to_dense(), expected[rows])
+            assert block.data.dtype == np.dtype(encoding.value_dtype).newbyteorder("=")
+    if encoding.shows_reads:
+        assert spoil_x(path, (90, 110)) > 10
+        with open_store(path) as store:
+            ranges = [(91, 95), (100, 110)]
+            block = store.read_rows(ranges)
+            np.testing.assert_array_equal(block.to_dense(), expected[rows_of(ranges)])
+            with pytest.raises(StoreCorrupt, match=r"atlas\.h5ad: X/"):
+                store.read_rows([(0, 200)])

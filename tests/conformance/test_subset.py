@@ -28,11 +28,11 @@ def with_decoys(adata: Any, seed: int = 1) -> tuple[Any, np.ndarray]:
     with warnings.catch_warnings(), anndata.settings.override(remove_unused_categories=False):
         warnings.filterwarnings("ignore", "Observation names are not unique")
         larger = adata[source].copy()
-    larger.obs_names = [f"decoy-{i}" for i in range(n)]
+    larger.obs_names = [f"decoy-{seed}-{i}" for i in range(n)]
     names = larger.obs_names.to_numpy(dtype=object).copy()
     names[rows] = adata.obs_names
     larger.obs_names = names
-    larger.obs["barcode"] = [f"decoy-{i}" for i in range(n)]
+    larger.obs["barcode"] = [f"decoy-{seed}-{i}" for i in range(n)]
     larger.obs.iloc[rows, larger.obs.columns.get_loc("barcode")] = adata.obs["barcode"]
     return larger, rows
 

@@ -1,8 +1,11 @@
-"""Zarr groups of both formats, however they are chunked and compressed, pass the suite."""
+"""Zarr groups of both formats pass the suite, and rows come out of every encoding."""
 
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -10,7 +13,77 @@ from numcodecs import LZ4, Delta, Zlib, Zstd
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from scvi_dist.data import Range, Store, open_store
-from scvi_dist.testing import StoreConformance, write_atlas
+from scvi_dist.errors import StoreCorrupt
+from scvi_dist.testing import StoreConformance, dense_of, rows_of, small_atlas, write_atlas
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the indices and the values of X are stored."""
+
+    zarr_format: int = 3
+    chunk: int = 16
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of ``create_array``."""
+    index_dtype: str = "<i4"
+    value_dtype: str = "<f4"
+    shows_reads: bool = True
+    """Whether there are chunks that hold no wanted row, and noise in them would be noticed."""
+
+
+ENCODINGS = {
+    "v3 blosc": Encoding(options={"compressors": BloscCodec(cname="lz4", shuffle="shuffle")}),
+    "v3 gzip": Encoding(options={"compressors": GzipCodec()}),
+    "v3 plain": Encoding(options={"compressors": None}, index_dtype="<u2"),
+    "v3 one chunk": Encoding(chunk=10_000, options={"compressors": None}, shows_reads=False),
+    "v3 shards": Encoding(options={"shards": (96,), "compressors": ZstdCodec()}),
+    "v3 one shard": Encoding(
+        options={"shards": (16_000,), "compressors": BloscCodec(cname="zstd")},
+        index_dtype="<i8",
+        shows_reads=False,
+    ),
+    "v3 two codecs": Encoding(options={"compressors": [ZstdCodec(), Crc32cCodec()]}),
+    "v3 big endian": Encoding(index_dtype=">i4", value_dtype=">f4"),
+    "v3 small counts": Encoding(index_dtype="<u2", value_dtype="|u1"),
+    "v2 zlib": Encoding(2, options={"compressors": Zlib()}),
+    "v2 zstd": Encoding(2, chunk=7, options={"compressors": Zstd()}),
+    "v2 lz4": Encoding(2, options={"compressors": LZ4()}),
+    "v2 plain": Encoding(2, options={"compressors": None}),
+    "v2 delta": Encoding(
+        2, options={"compressors": Zstd(), "filters": [Delta(dtype="<i4")]}, value_dtype="<i4"
+    ),
+    "v2 big endian": Encoding(2, index_dtype=">i4", value_dtype=">f4"),
+}
+
+
+def encode_x(path: Path, encoding: Encoding) -> None:
+    """Write the indices and values of X again, and the metadata without consolidation."""
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for name, dtype in (("indices", encoding.index_dtype), ("data", encoding.value_dtype)):
+        values = root[f"X/{name}"][:]
+        del root[f"X/{name}"]
+        array = root["X"].create_array(
+            name, shape=values.shape, dtype=dtype, chunks=(encoding.chunk,), **encoding.options
+        )
+        array[:] = values
+    (path / ".zmetadata").unlink(missing_ok=True)
+    root.update_attributes({})
+
+
+def spoil_x(path: Path, keep: Range) -> int:
+    """Overwrite the objects of X without an entry of the rows to keep; how many there were."""
+    group = zarr.open_group(path / "X", mode="r")
+    first, last = group["indptr"][list(keep)]
+    spoilt = 0
+    for name in ("data", "indices"):
+        array = group[name]
+        length = (array.shards or array.chunks)[0]
+        for i in range(-(-array.shape[0] // length)):
+            if (i + 1) * length <= first or i * length >= last:
+                key = array.metadata.encode_chunk_key((i,))
+                (path / "X" / name / key).write_bytes(b"\xff" * 30)
+                spoilt += 1
+    return spoilt
 
 
 class TestZarrV3(StoreConformance):
@@ -23,6 +96,18 @@ class TestZarrV2(StoreConformance):
 
     def make_store(self, adata: Any, folder: Path) -> Store:
         return open_store(write_atlas(adata, folder / "atlas.zarr", zarr_format=2))
+
+
+class TestZarrSharded(StoreConformance):
+    starts_process = False
+
+    def make_store(self, adata: Any, folder: Path) -> Store:
+        path = write_atlas(adata, folder / "atlas.zarr")
+        encode_x(path, ENCODINGS["v3 shards"])
+        return open_store(path)
+
+    def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
+        return spoil_x(folder / "atlas.zarr", keep) > 10
 
 
 class TestZarrDense(StoreConformance):
@@ -40,156 +125,59 @@ class TestZarrDense(StoreConformance):
         return True
 
 
-class RewrittenZarr(StoreConformance):
-    """A Zarr group whose X was written again with other chunks and codecs."""
-
-    starts_process = False
-    zarr_format = 3
-    chunk = 16
-    storage: ClassVar[dict[str, Any]]
-    """Options of ``create_array``."""
-    index_dtype: Any = "<i4"
-    value_dtype: Any = "<f4"
-
-    def make_store(self, adata: Any, folder: Path) -> Store:
-        path = write_atlas(adata, folder / "atlas.zarr", zarr_format=self.zarr_format)
-        root = zarr.open_group(path, mode="r+", use_consolidated=False)
-        for name, dtype in (("indices", self.index_dtype), ("data", self.value_dtype)):
-            values = root[f"X/{name}"][:]
-            del root[f"X/{name}"]
-            array = root["X"].create_array(
-                name, shape=values.shape, dtype=dtype, chunks=(self.chunk,), **self.storage
-            )
-            array[:] = values
-        for metadata in (path / "zarr.json", path / ".zmetadata"):
-            if metadata.exists() and metadata.name == ".zmetadata":
-                metadata.unlink()
-        if self.zarr_format == 3:
-            root = zarr.open_group(path, mode="r+", use_consolidated=False)
-            root.update_attributes({})  # writes zarr.json without the consolidated metadata
-        return open_store(path)
-
-    def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
-        group = zarr.open_group(folder / "atlas.zarr" / "X", mode="r")
-        first, last = group["indptr"][list(keep)]
-        spoilt = 0
-        for name in ("data", "indices"):
-            array = group[name]
-            length = (array.shards or array.chunks)[0]
-            for i in range(-(-array.shape[0] // length)):
-                if (i + 1) * length <= first or i * length >= last:
-                    key = array.metadata.encode_chunk_key((i,))
-                    (folder / "atlas.zarr" / "X" / name / key).write_bytes(b"\xff" * 30)
-                    spoilt += 1
-        assert spoilt > 4
-        return True
-
-
-class TestZarrV3Blosc(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {"compressors": BloscCodec(cname="lz4", shuffle="shuffle")}
-
-
-class TestZarrV3Gzip(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {"compressors": GzipCodec()}
-
-
-class TestZarrV3Plain(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {"compressors": None}
-    index_dtype = "<u2"
-    chunk = 1000
-
-    def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
-        return False
-
-
-class TestZarrV3Sharded(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {"shards": (96,), "compressors": ZstdCodec()}
-
-
-class TestZarrV3ShardedOneShard(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {
-        "shards": (16_000,),
-        "compressors": BloscCodec(cname="zstd"),
-    }
-    index_dtype = "<i8"
-
-    def spoil_other_rows(self, store: Store, folder: Path, keep: Range) -> bool:
-        return False
-
-
-class TestZarrV3TwoCompressors(RewrittenZarr):
-    """Codecs that only the zarr library decodes."""
-
-    storage: ClassVar[dict[str, Any]] = {"compressors": [ZstdCodec(), Crc32cCodec()]}
-
-
-class TestZarrV3BigEndian(RewrittenZarr):
-    storage: ClassVar[dict[str, Any]] = {"compressors": ZstdCodec()}
-    index_dtype = ">i4"
-    value_dtype = ">f4"
-
-
-class TestZarrV2Zlib(RewrittenZarr):
-    zarr_format = 2
-    storage: ClassVar[dict[str, Any]] = {"compressors": Zlib()}
-
-
-class TestZarrV2Zstd(RewrittenZarr):
-    zarr_format = 2
-    storage: ClassVar[dict[str, Any]] = {"compressors": Zstd()}
-    chunk = 7
-
-
-class TestZarrV2Lz4(RewrittenZarr):
-    zarr_format = 2
-    storage: ClassVar[dict[str, Any]] = {"compressors": LZ4()}
-
-
-class TestZarrV2Delta(RewrittenZarr):
-    """A filter that only the zarr library undoes."""
-
-    zarr_format = 2
-    storage: ClassVar[dict[str, Any]] = {"compressors": Zstd(), "filters": [Delta(dtype="<i4")]}
-    value_dtype = "<i4"
-
-    def make_store(self, adata: Any, folder: Path) -> Store:
-        adata.X = adata.X.astype(np.int32)
-        return super().make_store(adata, folder)
-
-
-class TestZarrV2BigEndian(RewrittenZarr):
-    zarr_format = 2
-    storage: ClassVar[dict[str, Any]] = {"compressors": Zstd()}
-    value_dtype = ">f4"
-    index_dtype = ">i4"
-
-
-class RemoteZarr(StoreConformance):
+class TestZarrRemote(StoreConformance):
     """Behind a URL; fsspec's file system in memory stands for an object store."""
 
     starts_process = False
-    zarr_format = 3
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _empty_afterwards(cls) -> Any:
-        import fsspec
-
         yield
         fsspec.filesystem("memory").store.clear()
 
     def make_store(self, adata: Any, folder: Path) -> Store:
-        import fsspec
-
-        path = write_atlas(adata, folder / "atlas.zarr", zarr_format=self.zarr_format)
+        path = write_atlas(adata, folder / "atlas.zarr")
+        encode_x(path, ENCODINGS["v3 shards"])
         url = f"memory:/{folder}/atlas.zarr"
         fsspec.filesystem("memory").put(str(path), url, recursive=True)
         return open_store(url)
 
 
-class TestZarrV3Remote(RemoteZarr):
-    pass
+@pytest.fixture(scope="module")
+def atlas() -> Any:
+    return small_atlas(n=200, seed=4)
 
 
-class TestZarrV2Remote(RemoteZarr):
-    zarr_format = 2
+@pytest.fixture(scope="module")
+def written(atlas: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("written")
+    return {
+        version: write_atlas(atlas, folder / f"{version}.zarr", zarr_format=version)
+        for version in (2, 3)
+    }
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_rows_of_every_encoding(
+    name: str, atlas: Any, written: dict[int, Path], tmp_path: Path
+) -> None:
+    encoding = ENCODINGS[name]
+    path = tmp_path / "atlas.zarr"
+    shutil.copytree(written[encoding.zarr_format], path)
+    encode_x(path, encoding)
+    expected = dense_of(atlas)
+    rng = np.random.default_rng(0)
+    with open_store(path) as store:
+        for _ in range(20):
+            rows = np.sort(rng.choice(200, rng.integers(1, 60), replace=False))
+            block = store.read_rows_at(rows)
+            np.testing.assert_array_equal(block.to_dense(), expected[rows])
+            assert block.data.dtype == np.dtype(encoding.value_dtype).newbyteorder("=")
+        if encoding.shows_reads:
+            assert spoil_x(path, (90, 110)) > 10
+            ranges = [(91, 95), (100, 110)]
+            block = store.read_rows(ranges)
+            np.testing.assert_array_equal(block.to_dense(), expected[rows_of(ranges)])
+            with pytest.raises(StoreCorrupt, match=r"atlas\.zarr: X/"):
+                store.read_rows([(0, 200)])

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, random_array
 from scvi_dist.batch import CsrRows
 from scvi_dist.data import anndata_writer, open_store, writer
 from scvi_dist.data.memory import MemoryStore
+from scvi_dist.data.small_atlas import small_atlas
 from scvi_dist.data.writer import ShardedWriter, write_h5ad, write_zarr
 from scvi_dist.errors import OutputExists, PlanError
 
@@ -93,6 +94,21 @@ def test_a_copy_is_a_store_again(path: Path) -> None:
         expected = np.concatenate([adata.X[50:70].toarray(), adata.X[3:5].toarray()])
         np.testing.assert_array_equal(rows.to_dense(), expected)
         assert store.obs_columns == open_store(adata).obs_columns
+
+
+@pytest.mark.parametrize("layer", [None, "counts", "spliced", "raw"])
+def test_any_layer_of_a_store_with_everything_becomes_x(path: Path, layer: str | None) -> None:
+    adata = small_atlas()
+    store = open_store(adata, layer=layer)
+    write(store, path)
+    found = read(path)
+    expected = store.read_rows([(0, store.n_obs)]).to_dense()
+    np.testing.assert_array_equal(found.X.toarray(), expected)
+    assert list(found.var_names) == list(store.var_names)
+    obs = adata.obs.assign(age=adata.obs["age"].astype(float))
+    pd.testing.assert_frame_equal(found.obs, obs[list(found.obs)])
+    assert set(found.obs) == set(obs)
+    np.testing.assert_allclose(found.obsm["proteins"], adata.obsm["proteins"])
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -90,6 +90,7 @@ def test_shuffling_follows_torchs_random_state(cells, manager):
     assert sorted(first) == sorted(second) == sorted(map(tuple, cells.x_ng[:200].tolist()))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_some_keys_types_arrays_and_sparse_tensors(cells, manager):
     (some,) = AnnDataLoader(manager, range(5), data_and_attributes=["batch", "X"])
     assert list(some) == ["batch", "X"]

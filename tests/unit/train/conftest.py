@@ -1,6 +1,6 @@
 """Small training jobs on cells in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,15 @@ from scvi_dist.train.fit_job import FitJob
 N_CELLS, N_GENES = 140, 12
 
 MakeJob = Callable[..., FitJob]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by waiting for threads on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

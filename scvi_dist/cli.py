@@ -1,0 +1,320 @@
+"""The ``scvi-dist`` command. Nothing heavy is imported until a command runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from scvi_dist.errors import ConfigError, FieldNotFound, OutputExists, ScviDistError
+
+if TYPE_CHECKING:
+    from scvi_dist.console import Display
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: all is well; it did not work; the command or run file is wrong; Ctrl-C or SIGTERM."""
+
+EPILOG = """\
+a first look:
+  scvi-dist demo                              everything once, on a simulated atlas
+your own cells:
+  scvi-dist store info atlas.h5ad             what is in the file
+  scvi-dist plan run.yaml                     what a run would do, and what it would need
+  scvi-dist run run.yaml train.max_epochs=20  train, evaluate, register, write the latent space
+
+Each command explains itself with --help.
+"""
+
+DEMO = """\
+Simulates a small atlas, trains SCVI on it with Ray Train workers, evaluates it, registers it in
+MLflow, writes the latent space and draws pictures. Needs nothing but this package; everything
+stays in one folder. A demo that was interrupted goes on where it stopped.
+"""
+
+DEMO_EPILOG = """\
+examples:
+  scvi-dist demo
+  scvi-dist demo --dir /tmp/demo --cells 5000 --epochs 3
+  scvi-dist demo --workers 0           in this process, without Ray
+"""
+
+RUN = """\
+Trains a model on your own cells as a run file says, and writes all that comes of it to the folder
+output.dir. The same command goes on with a run that was interrupted; it never replaces the
+output of another run.
+"""
+
+RUN_EPILOG = """\
+a run file:
+  data:
+    store: atlas.zarr           # or a list of h5ad files with the same genes
+    batch_key: batch
+  train:
+    workers: 2
+    max_epochs: 50
+    early_stopping: true
+  output:
+    dir: runs/atlas
+
+examples:
+  scvi-dist run run.yaml
+  scvi-dist run run.yaml train.workers=8 train.plan.lr=5e-4 model.n_latent=30
+  scvi-dist run run.yaml tracking.uri=http://mlflow:5000 tracking.register_as=atlas
+  scvi-dist run run.yaml --keys       every key there is, with its default
+"""
+
+PLAN = """\
+Says what 'scvi-dist run' would do with a run file: cells, genes and batches, steps, what is padded,
+what is read, how much memory a worker needs, what is written. Opens the store; starts nothing.
+"""
+
+PLAN_EPILOG = """\
+examples:
+  scvi-dist plan run.yaml
+  scvi-dist plan run.yaml train.workers=8 train.batch_size=1024
+  scvi-dist plan run.yaml --json | jq .memory
+"""
+
+INFO = """\
+Describes a store without reading its matrix: cells, genes, layers, columns of obs with their number
+of categories, and how it is laid out on disk.
+"""
+
+INFO_EPILOG = """\
+examples:
+  scvi-dist store info atlas.h5ad
+  scvi-dist store info atlas.zarr --layer counts
+  scvi-dist store info shard_0.h5ad shard_1.h5ad     several files as one store
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        options.parser.print_help()
+        return USAGE if options.parser is not parser else DONE
+    from scvi_dist.console import Display, warnings_as_lines
+
+    display = Display(quiet=options.quiet)
+    try:
+        with warnings_as_lines(display):
+            return options.command(options, display)
+    except KeyboardInterrupt:
+        display.fail("interrupted. The same command goes on where it stopped.")
+        return INTERRUPTED
+    except (ScviDistError, OSError, MemoryError) as error:
+        return _explain(error, options.debug, display)
+    except Exception as error:  # the edge of the process: say it in a line, traceback on request
+        return _explain(error, options.debug, display, expected=False)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's commands and options."""
+    parser = _parser(
+        argparse.ArgumentParser,
+        prog="scvi-dist",
+        description="scvi-tools' models on atlases that fit neither in memory nor on one machine.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action=_Version)
+    parser.set_defaults(command=None, parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_demo(commands)
+    _add_run(commands)
+    _add_plan(commands)
+    store = _parser(
+        commands.add_parser, name="store", help="look at stores of cells", description=INFO
+    )
+    store.set_defaults(command=None, parser=store)
+    _add_store_info(store.add_subparsers(title="commands", metavar="COMMAND"))
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _parser(
+        commands.add_parser,
+        name="demo",
+        help="everything once, on a simulated atlas",
+        description=DEMO,
+        epilog=DEMO_EPILOG,
+    )
+    parser.add_argument(
+        "--dir", default="scvi_dist_runs/demo", help="folder for everything (%(default)s)"
+    )
+    for name, default, text in (
+        ("cells", 20_000, "cells to simulate"),
+        ("genes", 2_000, "genes to simulate"),
+        ("batches", 3, "batches to simulate"),
+        ("cell-types", 8, "cell types to simulate"),
+        ("epochs", 10, "epochs to train"),
+        ("workers", 2, "Ray Train workers; 0: train in this process, without Ray"),
+        ("seed", 0, "seed of atlas and training"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (%(default)s)")
+    parser.add_argument(
+        "--tracking",
+        default="auto",
+        metavar="URI",
+        help="MLflow: 'auto' (a SQLite file in the folder, or MLFLOW_TRACKING_URI), 'off', "
+        "or a URI such as http://host:5000 (%(default)s)",
+    )
+    _common(parser, _demo)
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    parser = _parser(
+        commands.add_parser,
+        name="run",
+        help="train on your own cells",
+        description=RUN,
+        epilog=RUN_EPILOG,
+    )
+    _run_file(parser)
+    parser.add_argument("--keys", action="store_true", help="print the run with every default")
+    _common(parser, _run)
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = _parser(
+        commands.add_parser,
+        name="plan",
+        help="what a run would do; starts nothing",
+        description=PLAN,
+        epilog=PLAN_EPILOG,
+    )
+    _run_file(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    _common(parser, _plan)
+
+
+def _add_store_info(commands: argparse._SubParsersAction) -> None:
+    parser = _parser(
+        commands.add_parser,
+        name="info",
+        help="what is in a store",
+        description=INFO,
+        epilog=INFO_EPILOG,
+    )
+    parser.add_argument("url", nargs="+", metavar="URL", help="h5ad file or Zarr store")
+    parser.add_argument("--layer", help="a layer instead of X; 'raw' for raw.X")
+    parser.add_argument("--json", action="store_true", help="print the description as JSON")
+    _common(parser, _store_info)
+
+
+def _run_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="replace values of the file, by dotted key: train.max_epochs=20",
+    )
+
+
+def _common(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, "Display"], int]
+) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings and results")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command, parser=parser)
+
+
+def _demo(options: argparse.Namespace, display: "Display") -> int:
+    from scvi_dist.job import DemoOptions, run_demo
+
+    run_demo(
+        DemoOptions(
+            dir=options.dir,
+            n_cells=options.cells,
+            n_genes=options.genes,
+            n_batches=options.batches,
+            n_cell_types=options.cell_types,
+            epochs=options.epochs,
+            workers=options.workers,
+            seed=options.seed,
+            tracking=options.tracking,
+        ),
+        display,
+    )
+    return DONE
+
+
+def _run(options: argparse.Namespace, display: "Display") -> int:
+    from scvi_dist.config import dump_run, load_run
+
+    config = load_run(options.run_file, options.overrides)
+    if options.keys:
+        print(dump_run(config), end="")
+        return DONE
+    from scvi_dist.job import run_job
+
+    done = run_job(config, display)
+    return INTERRUPTED if done.interrupted else DONE
+
+
+def _plan(options: argparse.Namespace, display: "Display") -> int:
+    from scvi_dist.config import load_run
+    from scvi_dist.job import plan_job
+
+    plan = plan_job(load_run(options.run_file, options.overrides))
+    print(plan.to_json() if options.json else plan.to_text())
+    return DONE
+
+
+def _store_info(options: argparse.Namespace, display: "Display") -> int:
+    from scvi_dist.data import describe_store, open_store
+    from scvi_dist.job.store_text import description_json, description_text
+
+    source = options.url[0] if len(options.url) == 1 else options.url
+    with open_store(source, layer=options.layer) as store:
+        described = describe_store(store)
+    print(description_json(described) if options.json else description_text(described))
+    return DONE
+
+
+def _explain(error: BaseException, debug: bool, display: "Display", expected: bool = True) -> int:
+    """One message; what is wrong with the request is told from what went wrong on the way."""
+    if debug:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    text = str(error) or type(error).__name__
+    if expected:
+        display.fail(text)
+    else:
+        hint = "" if debug else " Run it again with --debug for the traceback."
+        display.fail(f"{type(error).__name__}: {text}{hint}")
+    return USAGE if isinstance(error, ConfigError | FieldNotFound | OutputExists) else FAILED
+
+
+class _Version(argparse.Action):
+    """Prints the version; importing it only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from scvi_dist import __version__
+
+        print(f"scvi-dist {__version__}")
+        parser.exit()
+
+
+def _parser(
+    make: Callable[..., argparse.ArgumentParser], **settings: object
+) -> argparse.ArgumentParser:
+    width = min(100, int(os.environ.get("COLUMNS", 0)) or 100)
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=28, width=width)
+
+    name = settings.pop("name", None)
+    positional = () if name is None else (name,)
+    return make(*positional, formatter_class=Formatter, **settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

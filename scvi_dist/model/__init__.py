@@ -1,0 +1,21 @@
+"""What a user holds: models of cells. Names load on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scvi_dist.model.scvi import SCVI
+
+_HOME = {"SCVI": "scvi_dist.model.scvi"}
+
+__all__ = ["SCVI"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'scvi_dist.model' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

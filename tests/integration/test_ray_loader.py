@@ -1,0 +1,226 @@
+"""The Ray engine hands out what the local engine does, bit for bit, wherever it starts."""
+
+import threading
+import warnings
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from scvi_dist.batch import CellBatch
+from scvi_dist.data.open import open_store
+from scvi_dist.data.schema import SetupArgs, fit_schema
+from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
+from scvi_dist.dataloaders.local_loader import LocalLoader
+from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
+from scvi_dist.dataloaders.rows import AllRows, HashedRows
+from scvi_dist.dataloaders.source import CellSource
+from scvi_dist.errors import BadCounts, ConfigError, WaitTimeout
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.usefixtures("local_ray"),
+    # Ray's own, about itself.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+N_CELLS, N_GENES = 900, 60
+CONFIG = LoaderConfig(wait_limit_s=300)
+
+
+def annotated(x_ng: np.ndarray) -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    n = len(x_ng)
+    obs = pd.DataFrame(
+        {"batch": pd.Categorical(rng.choice(["a", "b"], n)), "age": rng.random(n)},
+        index=[f"c{i}" for i in range(n)],
+    )
+    return ad.AnnData(sparse.csr_matrix(x_ng), obs=obs)
+
+
+def source_of(path) -> CellSource:
+    store = open_store(path)
+    setup = SetupArgs(batch_key="batch", continuous_covariate_keys=("age",))
+    return CellSource(store.locator, fit_schema(store, setup))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, CellSource]:
+    folder = tmp_path_factory.mktemp("stores")
+    x_ng = np.random.default_rng(1).poisson(1, (N_CELLS, N_GENES)).astype(np.float32)
+    x_ng[:, 0] += 1
+    adata = annotated(x_ng)
+    adata.write_h5ad(folder / "cells.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.write_zarr(folder / "cells.zarr")
+    return {kind: source_of(folder / f"cells.{kind}") for kind in ("h5ad", "zarr")}
+
+
+def plan_of(rows=None, **settings) -> ReadPlan:
+    chosen = {"batch_size": 48, "window_cells": 200, "block_rows": 64, **settings}
+    return ReadPlan(rows or AllRows(N_CELLS), PlanConfig(**chosen))
+
+
+def ray_loader(*arguments, **settings):
+    from scvi_dist.dataloaders.ray_loader import RayLoader
+
+    return RayLoader(*arguments, **settings)
+
+
+def assert_same(got: list[CellBatch], expected: list[CellBatch]) -> None:
+    assert len(got) == len(expected)
+    for mine, other in zip(got, expected, strict=True):
+        for name in ("step", "position", "start", "n_global", "n_padding", "loss_scale"):
+            assert getattr(mine, name) == getattr(other, name)
+        np.testing.assert_array_equal(mine.rows, other.rows)
+        for part in ("indptr", "indices", "data"):
+            a, b = getattr(mine.x, part), getattr(other.x, part)
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        assert mine.fields.keys() == other.fields.keys()
+        assert all(torch.equal(mine.fields[key], other.fields[key]) for key in mine.fields)
+
+
+@dataclass
+class Pair:
+    """A rank of each engine."""
+
+    local: PlanLoader
+    ray: PlanLoader
+
+
+def pairs(plan, source, world) -> list[Pair]:
+    return [
+        Pair(
+            LocalLoader(plan, source, CONFIG, rank, world),
+            ray_loader(plan, source, CONFIG, rank, world),
+        )
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_both_engines_are_one(sources, kind, world):
+    for pair in pairs(plan_of(), sources[kind], world):
+        for _ in range(2):
+            assert_same(list(pair.ray), list(pair.local))
+        position = pair.ray.plan.position_of(11)  # in mid-window
+        for loader in (pair.ray, pair.local):
+            loader.start_at(5, position)
+        tail = list(pair.ray)
+        assert [batch.step for batch in tail] == list(range(11, len(pair.ray)))
+        assert_same(tail, list(pair.local))
+
+
+def test_ranks_read_side_by_side(sources):
+    ranks = pairs(plan_of(HashedRows(N_CELLS, 0, "train", 90, 810)), sources["h5ad"], 2)
+    together = list(zip(*(pair.ray for pair in ranks), strict=True))
+    for pair, batches in zip(ranks, zip(*together, strict=True), strict=True):
+        assert_same(list(batches), list(pair.local))
+    rows = np.concatenate([b.rows for batches in together for b in batches])
+    assert len(np.unique(rows)) == len(rows) == 810
+
+
+def test_an_unshuffled_plan_and_padding(sources):
+    plan = plan_of(AllRows(101), batch_size=2, shuffle=False)
+    for pair in pairs(plan, sources["zarr"], 3):
+        assert_same(list(pair.ray), list(pair.local))
+
+
+def test_long_epochs_are_read_as_several_data_sets(sources, monkeypatch):
+    from scvi_dist.dataloaders import ray_loader as module
+
+    monkeypatch.setattr(module, "SEGMENT_WINDOWS", 2)
+    (pair,) = pairs(plan_of(), sources["h5ad"], 1)
+    assert pair.ray.plan.n_windows == 5
+    assert_same(list(pair.ray), list(pair.local))
+
+
+def test_an_abandoned_epoch_is_left_behind(sources):
+    (pair,) = pairs(plan_of(), sources["h5ad"], 1)
+    for batch in pair.ray:
+        if batch.step == 3:
+            break
+    state = pair.ray.state_dict()
+    assert state["position"] == pair.ray.plan.position_of(4)
+    for loader in (pair.local, pair.ray):
+        loader.load_state_dict(state)
+    assert_same(list(pair.ray), list(pair.local))
+    left = [t for t in threading.enumerate() if t.name.startswith("scvi_dist-ahead")]
+    for thread in left:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in left)
+
+
+def test_tensors_belong_to_the_consumer(sources):
+    """Blocks are read without copying; a minibatch is a copy that can be written to."""
+    from scvi_dist.dataloaders.ray_loader import minibatch_rows, window_table
+
+    loader = ray_loader(plan_of(), sources["h5ad"], CONFIG)
+    batch = next(iter(loader))
+    batch.x.data.zero_()
+    table = window_table(loader.plan.task(0, 0, 1, 0), loader.source, check=True)
+    rows = list(minibatch_rows(table))
+    assert all(not row.data.flags.owndata and not row.data.flags.writeable for row in rows)
+    buffer = table.column("data").chunk(0).values.buffers()[1]
+    starts = [row.data.__array_interface__["data"][0] - buffer.address for row in rows]
+    assert starts == np.cumsum([0, *(row.data.nbytes for row in rows[:-1])]).tolist()
+    cut_anew = [row for k in range(len(rows)) for row in minibatch_rows(table.slice(k, 1))]
+    for a, b in zip(rows, cut_anew, strict=True):
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.lengths, b.lengths)
+        assert a.step == b.step
+
+
+class TestTrouble:
+    """What goes wrong in a reader task is told in the rank, as with the local engine."""
+
+    @pytest.fixture
+    def bad_counts(self, tmp_path):
+        def make(value: float) -> CellSource:
+            x_ng = np.ones((N_CELLS, 5), np.float32)
+            x_ng[777, 3] = value
+            annotated(x_ng).write_h5ad(tmp_path / "bad.h5ad")
+            return source_of(tmp_path / "bad.h5ad")
+
+        return make
+
+    def test_bad_counts(self, bad_counts):
+        with pytest.raises(BadCounts, match="row 777, gene 3"):
+            list(ray_loader(plan_of(), bad_counts(-1), CONFIG))
+
+    def test_fractions_are_warned_of_once(self, bad_counts):
+        loader = ray_loader(plan_of(), bad_counts(0.5), CONFIG)
+        with pytest.warns(UserWarning, match="row 777, gene 3"):
+            list(loader)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            list(loader)
+
+    def test_a_store_that_is_gone(self, bad_counts, tmp_path):
+        from scvi_dist.errors import StoreNotFound
+
+        loader = ray_loader(plan_of(), bad_counts(1), CONFIG)
+        (tmp_path / "bad.h5ad").unlink()
+        with pytest.raises(StoreNotFound, match=r"bad\.h5ad"):
+            list(loader)
+
+    def test_readers_that_never_get_a_cpu(self, sources):
+        config = LoaderConfig(reader_cpus=64, wait_limit_s=3)
+        with pytest.raises(WaitTimeout, match=r"needs 64 CPUs; the cluster has 4"):
+            next(iter(ray_loader(plan_of(), sources["h5ad"], config)))
+
+    def test_ray_has_to_be_running(self, sources, monkeypatch):
+        import ray
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(ConfigError, match="needs a running Ray"):
+            ray_loader(plan_of(), sources["h5ad"], CONFIG)
