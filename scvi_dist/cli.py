@@ -2,11 +2,24 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from scvi_dist.errors import ConfigError, FieldNotFound, OutputExists, ScviDistError
+from scvi_dist import cli_help
+from scvi_dist.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FieldNotFound,
+    OutputExists,
+    SchemaMismatch,
+    ScviDistError,
+    StoreNotFound,
+    UnsupportedStore,
+)
 
 if TYPE_CHECKING:
     from scvi_dist.console import Display
@@ -14,84 +27,27 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: all is well; it did not work; the command or run file is wrong; Ctrl-C or SIGTERM."""
 
-EPILOG = """\
-a first look:
-  scvi-dist demo                              everything once, on a simulated atlas
-your own cells:
-  scvi-dist store info atlas.h5ad             what is in the file
-  scvi-dist plan run.yaml                     what a run would do, and what it would need
-  scvi-dist run run.yaml train.max_epochs=20  train, evaluate, register, write the latent space
-
-Each command explains itself with --help.
-"""
-
-DEMO = """\
-Simulates a small atlas, trains SCVI on it with Ray Train workers, evaluates it, registers it in
-MLflow, writes the latent space and draws pictures. Needs nothing but this package; everything
-stays in one folder. A demo that was interrupted goes on where it stopped.
-"""
-
-DEMO_EPILOG = """\
-examples:
-  scvi-dist demo
-  scvi-dist demo --dir /tmp/demo --cells 5000 --epochs 3
-  scvi-dist demo --workers 0           in this process, without Ray
-"""
-
-RUN = """\
-Trains a model on your own cells as a run file says, and writes all that comes of it to the folder
-output.dir. The same command goes on with a run that was interrupted; it never replaces the
-output of another run.
-"""
-
-RUN_EPILOG = """\
-a run file:
-  data:
-    store: atlas.zarr           # or a list of h5ad files with the same genes
-    batch_key: batch
-  train:
-    workers: 2
-    max_epochs: 50
-    early_stopping: true
-  output:
-    dir: runs/atlas
-
-examples:
-  scvi-dist run run.yaml
-  scvi-dist run run.yaml train.workers=8 train.plan.lr=5e-4 model.n_latent=30
-  scvi-dist run run.yaml tracking.uri=http://mlflow:5000 tracking.register_as=atlas
-  scvi-dist run run.yaml --keys       every key there is, with its default
-"""
-
-PLAN = """\
-Says what 'scvi-dist run' would do with a run file: cells, genes and batches, steps, what is padded,
-what is read, how much memory a worker needs, what is written. Opens the store; starts nothing.
-"""
-
-PLAN_EPILOG = """\
-examples:
-  scvi-dist plan run.yaml
-  scvi-dist plan run.yaml train.workers=8 train.batch_size=1024
-  scvi-dist plan run.yaml --json | jq .memory
-"""
-
-INFO = """\
-Describes a store without reading its matrix: cells, genes, layers, columns of obs with their number
-of categories, and how it is laid out on disk.
-"""
-
-INFO_EPILOG = """\
-examples:
-  scvi-dist store info atlas.h5ad
-  scvi-dist store info atlas.zarr --layer counts
-  scvi-dist store info shard_0.h5ad shard_1.h5ad     several files as one store
-"""
+ASKED_WRONG = (
+    BudgetExceeded,
+    ConfigError,
+    FieldNotFound,
+    OutputExists,
+    SchemaMismatch,
+    StoreNotFound,
+    UnsupportedStore,
+)
+"""Errors that another command or run file would avoid."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options, left = parser.parse_known_args(arguments)
+    # argparse takes no more key=value once an option stood between them.
+    if left and hasattr(options, "overrides") and not any(a.startswith("-") for a in left):
+        options.overrides += left
+    elif left:
+        options.parser.error(f"unrecognized arguments: {' '.join(left)}")
     if options.command is None:
         options.parser.print_help()
         return USAGE if options.parser is not parser else DONE
@@ -99,8 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     display = Display(quiet=options.quiet)
     try:
-        with warnings_as_lines(display):
+        with warnings_as_lines(display), _sigterm_interrupts():
             return options.command(options, display)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except KeyboardInterrupt:
         display.fail("interrupted. The same command goes on where it stopped.")
         return INTERRUPTED
@@ -116,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         argparse.ArgumentParser,
         prog="scvi-dist",
         description="scvi-tools' models on atlases that fit neither in memory nor on one machine.",
-        epilog=EPILOG,
+        epilog=cli_help.EPILOG,
     )
     parser.add_argument("--version", action=_Version)
     parser.set_defaults(command=None, parser=parser)
@@ -125,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plan(commands)
     store = _parser(
-        commands.add_parser, name="store", help="look at stores of cells", description=INFO
+        commands.add_parser, name="store", help="look at stores of cells", description=cli_help.INFO
     )
     store.set_defaults(command=None, parser=store)
     _add_store_info(store.add_subparsers(title="commands", metavar="COMMAND"))
@@ -137,8 +97,8 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         commands.add_parser,
         name="demo",
         help="everything once, on a simulated atlas",
-        description=DEMO,
-        epilog=DEMO_EPILOG,
+        description=cli_help.DEMO,
+        epilog=cli_help.DEMO_EPILOG,
     )
     parser.add_argument(
         "--dir", default="scvi_dist_runs/demo", help="folder for everything (%(default)s)"
@@ -168,8 +128,8 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         commands.add_parser,
         name="run",
         help="train on your own cells",
-        description=RUN,
-        epilog=RUN_EPILOG,
+        description=cli_help.RUN,
+        epilog=cli_help.RUN_EPILOG,
     )
     _run_file(parser)
     parser.add_argument("--keys", action="store_true", help="print the run with every default")
@@ -181,8 +141,8 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         commands.add_parser,
         name="plan",
         help="what a run would do; starts nothing",
-        description=PLAN,
-        epilog=PLAN_EPILOG,
+        description=cli_help.PLAN,
+        epilog=cli_help.PLAN_EPILOG,
     )
     _run_file(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -194,8 +154,8 @@ def _add_store_info(commands: argparse._SubParsersAction) -> None:
         commands.add_parser,
         name="info",
         help="what is in a store",
-        description=INFO,
-        epilog=INFO_EPILOG,
+        description=cli_help.INFO,
+        epilog=cli_help.INFO_EPILOG,
     )
     parser.add_argument("url", nargs="+", metavar="URL", help="h5ad file or Zarr store")
     parser.add_argument("--layer", help="a layer instead of X; 'raw' for raw.X")
@@ -274,6 +234,23 @@ def _store_info(options: argparse.Namespace, display: "Display") -> int:
     return DONE
 
 
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does; training itself does better: it checkpoints first."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _explain(error: BaseException, debug: bool, display: "Display", expected: bool = True) -> int:
     """One message; what is wrong with the request is told from what went wrong on the way."""
     if debug:
@@ -286,7 +263,7 @@ def _explain(error: BaseException, debug: bool, display: "Display", expected: bo
     else:
         hint = "" if debug else " Run it again with --debug for the traceback."
         display.fail(f"{type(error).__name__}: {text}{hint}")
-    return USAGE if isinstance(error, ConfigError | FieldNotFound | OutputExists) else FAILED
+    return USAGE if isinstance(error, ASKED_WRONG) else FAILED
 
 
 class _Version(argparse.Action):

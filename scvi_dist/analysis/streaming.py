@@ -20,9 +20,9 @@ from scvi_dist.analysis.selection import Selection
 from scvi_dist.batch import REGISTRY_KEYS, CellBatch, CsrRows, SparseCounts
 from scvi_dist.data.counts import check_counts, raise_or_warn
 from scvi_dist.dataloaders.collate import dense_tensor, sparse_tensors
-from scvi_dist.dataloaders.reader import one_ahead
 from scvi_dist.dataloaders.rows import splitmix64
 from scvi_dist.dataloaders.source import OpenSource
+from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.errors import ConfigError, PlanError
 from scvi_dist.module.base import Tensors, to_device
 

@@ -138,7 +138,7 @@ class TrainSection:
     fit: TrainConfig = field(default_factory=TrainConfig, metadata=INLINE)
     plan: TrainingPlanConfig = field(default_factory=TrainingPlanConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    ray: RayConfig = field(default_factory=RayConfig, metadata=hidden("num_workers"))
+    ray: RayConfig = field(default_factory=RayConfig, metadata=hidden("num_workers", "shutdown"))
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -153,7 +153,8 @@ class TrainSection:
     def ray_config(self) -> RayConfig:
         """Where the workers run."""
         on_gpu = self.ray.use_gpu or self.fit.accelerator in ("gpu", "cuda")
-        return replace(self.ray, num_workers=self.world, use_gpu=on_gpu)
+        # What comes after training needs the memory and the cores.
+        return replace(self.ray, num_workers=self.world, use_gpu=on_gpu, shutdown=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

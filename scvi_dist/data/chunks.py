@@ -90,9 +90,10 @@ class RemoteObjects:
         starts, stops = [p.start for p in pieces], [p.stop for p in pieces]
         answers = self._fs.cat_ranges(paths, starts, stops, on_error="return")
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
-                raise answer
-        return [None if isinstance(answer, BaseException) else answer for answer in answers]
+            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                # Not chained: the messages of clients tell the whole URL, with what signs it.
+                raise ConnectionError(f"{type(answer).__name__}: {answer}") from None
+        return [None if isinstance(answer, FileNotFoundError) else answer for answer in answers]
 
 
 def fetch_joined(

@@ -34,6 +34,7 @@ _SECRET_OPTION = re.compile(
 )
 # Ways to find a token, not tokens (gcsfs).
 _NO_SECRETS = frozenset({None, True, False, "anon", "google_default", "cache", "cloud"})
+_CLIENTS = frozenset({"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "azure"})
 _STAMP_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated")
 
 
@@ -105,7 +106,9 @@ def refuse_secrets(
                 "configuration file of the storage service."
             )
     for name, value in (storage_options or {}).items():
-        if _SECRET_OPTION.search(name) and not (_is_plain(value) and value in _NO_SECRETS):
+        if isinstance(value, Mapping):
+            refuse_secrets(url, value)
+        elif _SECRET_OPTION.search(name) and not (_is_plain(value) and value in _NO_SECRETS):
             raise ConfigError(
                 f"storage option {name!r} for {redact_url(url)} looks like a secret, which would "
                 "travel to logs and checkpoints. Give credentials by environment variables (such "
@@ -221,7 +224,8 @@ def unreadable(where: str, what: str, error: Exception) -> StoreError:
     its message holds a secret.
     """
     told = redact_text(str(error)) or type(error).__name__
-    if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
+    client = type(error).__module__.partition(".")[0]
+    if isinstance(error, (ConnectionError, TimeoutError, PermissionError)) or client in _CLIENTS:
         problem = StoreError(f"{where}: {what} could not be fetched: {told}. Try again later.")
     else:
         problem = StoreCorrupt(

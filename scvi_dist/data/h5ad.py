@@ -37,7 +37,7 @@ _REMOTE_BLOCKS = 64
 
 def open_h5ad(locator: StoreLocator) -> AnnDataStore:
     """The store of a locator of kind ``h5ad``; opening reads metadata only."""
-    tree = H5Tree(locator.url, dict(locator.storage_options))
+    tree = H5Tree(locator.url, locator.fsspec_options())
     try:
         return AnnDataStore(tree, locator)
     except BaseException:

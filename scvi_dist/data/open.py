@@ -17,7 +17,7 @@ from scvi_dist.data.filesystem import (
     redact_url,
     refuse_secrets,
 )
-from scvi_dist.data.store import Store, StoreLocator
+from scvi_dist.data.store import Store, StoreLocator, freeze
 from scvi_dist.errors import ConfigError, StoreError, UnsupportedStore, did_you_mean
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def locate(
         kind=kind or guess_kind(url, options),
         url=normalise_url(url),
         layer=layer,
-        storage_options=tuple(sorted(options.items())),
+        storage_options=tuple(freeze(options)),
     )
 
 

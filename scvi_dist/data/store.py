@@ -5,7 +5,7 @@ What goes to another process is its :class:`StoreLocator`; open handles never tr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -18,7 +18,25 @@ from scvi_dist.data.filesystem import redact_url
 from scvi_dist.data.spans import Range, spans_of_rows
 from scvi_dist.errors import UnsupportedStore
 
-__all__ = ["OPENERS", "Range", "StorageFacts", "Store", "StoreLocator", "ranges_of"]
+__all__ = ["OPENERS", "Range", "StorageFacts", "Store", "StoreLocator", "freeze", "ranges_of"]
+
+
+class FrozenMapping(tuple[tuple[str, Any], ...]):
+    """Name and value pairs of a mapping; hashable, unlike a dict."""
+
+
+def freeze(value: Any) -> Any:
+    """An option's value in a form that can be hashed; :func:`thaw` gives it back."""
+    if isinstance(value, Mapping):
+        return FrozenMapping((name, freeze(member)) for name, member in sorted(value.items()))
+    return tuple(freeze(member) for member in value) if isinstance(value, list) else value
+
+
+def thaw(value: Any) -> Any:
+    """What :func:`freeze` was given."""
+    if isinstance(value, FrozenMapping):
+        return {name: thaw(member) for name, member in value}
+    return [thaw(member) for member in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +66,10 @@ class StoreLocator:
         module, name = OPENERS[self.kind].split(":")
         opener: Callable[[StoreLocator], Store] = getattr(import_module(module), name)
         return opener(self)
+
+    def fsspec_options(self) -> dict[str, Any]:
+        """The storage options as fsspec takes them."""
+        return {name: thaw(value) for name, value in self.storage_options}
 
     @property
     def redacted_url(self) -> str:

@@ -39,7 +39,7 @@ _DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)
 
 def open_zarr(locator: StoreLocator) -> AnnDataStore:
     """The store of a locator of kind ``zarr``; opening reads metadata only."""
-    return AnnDataStore(ZarrTree(locator.url, dict(locator.storage_options)), locator)
+    return AnnDataStore(ZarrTree(locator.url, locator.fsspec_options()), locator)
 
 
 class ZarrTree:
@@ -53,6 +53,12 @@ class ZarrTree:
         self._closed = False
         self.objects: Objects
         if is_remote(self._url):
+            if "?" in self._url:
+                raise UnsupportedStore(
+                    f"{self.where}: the URL has a query; a Zarr group is many objects, and a "
+                    "signed URL leads to one. Use the storage service's own scheme (s3://, gs://, "
+                    "abfs://) with credentials from the environment."
+                )
             self._fs, self._root_path = filesystem_of(self._url, storage_options)
             self.objects = RemoteObjects(self._fs, self._root_path)
         else:
@@ -82,8 +88,7 @@ class ZarrTree:
             raise unreadable(self.where, "its Zarr metadata", error)  # noqa: B904 (sets the cause)
 
     def _node(self, path: str) -> zarr.Group | zarr.Array | None:
-        if self._closed:
-            raise StoreError(f"{self.where} was closed; open it again with its locator.")
+        self.check_open()
         with self._lock:
             if path not in self._nodes:
                 try:
@@ -93,6 +98,11 @@ class ZarrTree:
                         self.where, f"the metadata of {path}", error
                     )
             return self._nodes[path]
+
+    def check_open(self) -> None:
+        """Raise :class:`StoreError` after ``close``."""
+        if self._closed:
+            raise StoreError(f"{self.where} was closed; open it again with its locator.")
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
         node = self._node(path)
@@ -182,6 +192,7 @@ class ZarrArray:
 
     def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Members of ascending spans along the first axis."""
+        self._tree.check_open()
         kept = dtype or (object if self.dtype.kind in "OTU" else self.dtype)
         out = np.empty((total_length(spans), *self.shape[1:]), dtype=kept)
         if len(spans) and self._layout is not None:

@@ -11,18 +11,25 @@ PLAN_BYTES_PER_CELL = 40
 TASK_SLACK = 1.25
 """Bytes of a task over what its number of cells promises: some stretches have larger cells."""
 
-SCRATCH_BYTES = 32 << 20
-"""What a store holds beside its result while it reads, at most; small tasks need less."""
+RUN_BYTES = 32 << 20
+"""What a store holds beside its result while it joins reads, at most; small tasks need less."""
 
 BATCHES_RESIDENT = 2
 """Minibatches cut out of a task: one in use, one being cut."""
 
 
-def resident_bytes(task_cells: int, batch_cells: int, bytes_per_cell: float) -> int:
+def resident_bytes(
+    task_cells: int, batch_cells: int, bytes_per_cell: float, scratch_bytes: int = 0
+) -> int:
     """Most bytes that a reader holds for tasks and minibatches of these sizes."""
     task = task_cells * (bytes_per_cell * TASK_SLACK + PLAN_BYTES_PER_CELL)
     batches = BATCHES_RESIDENT * batch_cells * bytes_per_cell
-    return int(TASKS_RESIDENT * task + min(task, SCRATCH_BYTES) + batches)
+    return int(TASKS_RESIDENT * task + min(task, RUN_BYTES) + batches) + scratch_bytes
+
+
+def scratch_bytes_for(chunk_rows: int, bytes_per_cell: float, n_threads: int) -> int:
+    """What reading threads hold beside their results: each the chunk that it decodes."""
+    return int(n_threads * chunk_rows * bytes_per_cell) if chunk_rows > 1 else 0
 
 
 def fit_window(
@@ -31,6 +38,7 @@ def fit_window(
     batch_size: int,
     world: int,
     window_cells: int = 32_768,
+    scratch_bytes: int = 0,
 ) -> int:
     """The largest window, up to ``window_cells``, with which a rank's reader stays in a budget.
 
@@ -47,6 +55,8 @@ def fit_window(
         Global batch size; the answer is a multiple of it.
     world
         Number of ranks.
+    scratch_bytes
+        What reading takes beside the cells themselves, see :func:`scratch_bytes_for`.
 
     Raises
     ------
@@ -56,14 +66,15 @@ def fit_window(
     per_step = -(-batch_size // world)
 
     def needed(n_steps: int) -> int:
-        return resident_bytes(n_steps * per_step, per_step, bytes_per_cell)
+        return resident_bytes(n_steps * per_step, per_step, bytes_per_cell, scratch_bytes)
 
     if needed(1) > budget_bytes:
+        chunks = f" and {_mebibytes(scratch_bytes)} to decode chunks" if scratch_bytes else ""
         raise BudgetExceeded(
-            f"one minibatch of {per_step} cells a rank needs {needed(1) / 2**20:.1f} MiB while it "
-            f"is read ({bytes_per_cell:.0f} bytes a cell), the budget is "
-            f"{budget_bytes / 2**20:.1f} MiB. Raise budget_bytes, lower the batch size, or use "
-            f"more ranks."
+            f"one minibatch of {per_step} cells a rank needs {_mebibytes(needed(1))} while it is "
+            f"read ({bytes_per_cell:.0f} bytes a cell{chunks}), the budget is "
+            f"{_mebibytes(budget_bytes)}. Raise budget_bytes, lower the batch size, or use more "
+            f"ranks{'; or store the cells in smaller chunks' if chunks else ''}."
         )
     fits, too_many = 1, max(1, window_cells // batch_size) + 1
     while too_many - fits > 1:
@@ -82,3 +93,7 @@ def block_rows_for(chunk_rows: int, window_cells: int, stratum: int = 1) -> int:
     wanted = chunk_rows * max(1, -(-64 // chunk_rows))
     size = min(wanted, most)
     return max(stratum, size // stratum * stratum)
+
+
+def _mebibytes(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB"

@@ -9,7 +9,7 @@ from typing import Any
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.data.store import Store
-from scvi_dist.dataloaders.budget import block_rows_for, fit_window
+from scvi_dist.dataloaders.budget import block_rows_for, fit_window, scratch_bytes_for
 from scvi_dist.dataloaders.collate import CountGuard
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import RowSet
@@ -75,7 +75,12 @@ def make_plan(
         If not even one minibatch fits.
     """
     window = fit_window(
-        store.bytes_per_cell, config.budget_bytes, batch_size, world, config.window_cells
+        store.bytes_per_cell,
+        config.budget_bytes,
+        batch_size,
+        world,
+        config.window_cells,
+        scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads),
     )
     block_rows = config.block_rows or block_rows_for(store.chunk_rows, window, rows.stratum)
     return ReadPlan(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from scvi_dist.batch import CellBatch
-from scvi_dist.dataloaders.budget import fit_window
+from scvi_dist.dataloaders.budget import fit_window, scratch_bytes_for
 from scvi_dist.dataloaders.collate import CountGuard
 from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.dataloaders.local_loader import read_batches
@@ -99,6 +99,7 @@ class OrderedLoader:
             self.batch_size,
             1,
             self.config.window_cells,
+            scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, self.config.n_threads),
         )
         guard = CountGuard(self.source) if self._check else None
         tasks = tasks_in_order(rows, self.batch_size, window)

@@ -28,8 +28,8 @@ from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_p
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
 from scvi_dist.dataloaders.read_plan import ReadPlan
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
-from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.dataloaders.source import CellSource, OpenSource
+from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.errors import ConfigError, PlanError, ScviDistError
 
 SEGMENT_WINDOWS = 1_000

@@ -108,15 +108,15 @@ class ReadPlan:
         longest = -(-self._n_steps // self._n_windows) if self._n_windows else 0
         return longest * widest
 
-    def memory_bytes(self, bytes_per_cell: float, world: int) -> int:
+    def memory_bytes(self, bytes_per_cell: float, world: int, scratch_bytes: int = 0) -> int:
         """Most bytes of cells and plan that a rank's reader holds at once.
 
-        Copies made by the trainer are not in it.
+        Copies made by the trainer are not in it; for ``scratch_bytes`` see ``budget.py``.
         """
-        per_step = -(-self.config.batch_size // world)
-        return resident_bytes(
-            self.cells_per_task(world), min(per_step, self.n_cells), bytes_per_cell
-        ) + 4 * (-(-self.rows.n_store // self.config.block_rows) if self.config.shuffle else 0)
+        per_step = min(-(-self.config.batch_size // world), self.n_cells)
+        cells = self.cells_per_task(world)
+        blocks = -(-self.rows.n_store // self.config.block_rows) if self.config.shuffle else 0
+        return resident_bytes(cells, per_step, bytes_per_cell, scratch_bytes) + 4 * blocks
 
     def batch_size_of(self, step: int) -> int:
         """Cells of a global minibatch."""

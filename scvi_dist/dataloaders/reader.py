@@ -92,9 +92,8 @@ class ReadAhead(Generic[P]):
     def close(self) -> None:
         """Stop: what has not begun is dropped, what has begun is waited for."""
         self._next = None
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        # A cancelled future that no thread ever picks up is never reported as done.
-        running = [f for _, futures in self._started for f in futures if not f.cancelled()]
+        self._pool.stop()
+        running = [future for _, futures in self._started for future in futures]
         self._started.clear()
         if wait(running, timeout=self._limits.limit_s).not_done:
             raise WaitTimeout(

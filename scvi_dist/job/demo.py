@@ -27,6 +27,7 @@ train:
 tracking:
   uri: {tracking}
   experiment: scvi-dist demo
+  run_name: demo
   register_as: scvi-dist-demo
   system_metrics_interval_s: 2
 output:

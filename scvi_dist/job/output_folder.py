@@ -22,6 +22,7 @@ OWN_ENTRIES = (
     "summary.json",
     "model",
     "checkpoints",
+    "ray",
     "tracking",
     "latent.zarr",
     "figures",
@@ -170,7 +171,7 @@ def read_state(path: Path) -> JobState | None:
     """How far the run in a folder is; None if there is no run in it."""
     try:
         content = json.loads((path / "job.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if content.get("version") != VERSION:
         raise OutputExists(

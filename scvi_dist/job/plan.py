@@ -251,18 +251,16 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
 
 def plan_engine(config: RunConfig, store: Store) -> EngineChoice:
     """What will read the cells; with a cluster's address the cluster is not asked."""
-    ray = config.train.ray_config
-    n_cores = os.cpu_count() or 1
-    n_cpus = ray.local_cpus(n_cores) if ray.address is None else 10**6
+    under_ray = config.train.workers > 0
     choice = choose_engine(
         config.train.loader,
         store.locator,
-        under_ray=config.train.workers > 0,
-        n_cpus=n_cpus if config.train.workers else n_cores,
+        under_ray=under_ray,
+        n_cpus=os.cpu_count() or 1,
         world=config.train.world,
     )
-    if ray.address is not None and config.train.workers and config.train.loader.engine == "auto":
-        return EngineChoice(choice.engine, "as the cluster's free CPUs suggest when it is reached.")
+    if under_ray and config.train.ray.address is not None and config.train.loader.engine == "auto":
+        return EngineChoice("auto", "decided by the cluster's CPUs once it is reached.")
     return choice
 
 

@@ -28,6 +28,12 @@ from scvi_dist.tracking import ModelFacts, NullTracker, Tracker
 MODEL = "model"
 """Name of the logged model."""
 
+MEASURES = {
+    "evaluation/elbo": "ELBO",
+    "evaluation/reconstruction_loss": "reconstruction error",
+}
+"""Metric -> what a person reads."""
+
 
 @dataclass(kw_only=True)
 class JobResult:
@@ -181,7 +187,7 @@ def _evaluate(job: _Job, model: Any) -> None:
         found = results.evaluate(model, job.source, rows, seed)
         step.say(f"ELBO {found['elbo']:,.2f} nats per cell, {len(rows):,} cells")
     job.result.metrics = {f"evaluation/{key}": value for key, value in found.items()}
-    job.tracker.log_metrics(job.result.metrics, step=_steps(job))
+    # They go to MLflow with the model that they are of.
     job.folder.done("evaluation", job.result.metrics)
 
 
@@ -300,7 +306,7 @@ def _summarise(job: _Job) -> None:
         alias = job.config.tracking.alias
         rows["registered"] = result.registered + (f" (alias {alias})" if alias else "")
     for name, value in result.metrics.items():
-        rows[name.removeprefix("evaluation/").replace("_", " ")] = f"{value:,.2f} nats per cell"
+        rows[MEASURES.get(name, name)] = f"{value:,.2f} nats per cell"
     if result.latent:
         rows["latent space"] = result.latent
     if result.figures:

@@ -217,6 +217,8 @@ class RayConfig:
     """``PACK`` or ``SPREAD`` workers over hosts."""
     collective_timeout_s: float = 1800.0
     """How long a rank waits for the others before it fails."""
+    shutdown: bool = False
+    """Whether a local Ray that the run has started ends with it."""
     env_vars: Mapping[str, str] = field(default_factory=dict)
     """For the workers, for instance ``{"GLOO_SOCKET_IFNAME": "eth0"}``."""
 

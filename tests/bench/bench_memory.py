@@ -38,8 +38,8 @@ def child(url: str, warm_url: str, budget_bytes: int) -> None:
     peaks = {}
     for name, source in (("warm", warm_url), ("run", url)):
         store = open_store(source)
-        manager = SCVI.setup_anndata(store, batch_key="batch")
-        model = SCVI(manager, gene_likelihood="nb")
+        SCVI.setup_anndata(store, batch_key="batch")
+        model = SCVI(store, gene_likelihood="nb")
         with tempfile.TemporaryDirectory() as folder:
             model.train(
                 max_epochs=1,

@@ -68,8 +68,8 @@ def ours(adata, epochs: int, seed: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Validation ELBO, latent and validation cells of a run with two workers."""
     from scvi_dist.model import SCVI
 
-    manager = SCVI.setup_anndata(adata, batch_key="batch")
-    model = SCVI(manager, gene_likelihood="nb")
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, gene_likelihood="nb")
     with tempfile.TemporaryDirectory() as run_dir:
         model.train(
             max_epochs=epochs,

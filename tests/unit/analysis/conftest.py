@@ -1,7 +1,6 @@
 """A small atlas in every kind of store, and a module that has seen no training."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+
 from scvi_dist.data import Store, open_store
 from scvi_dist.data.schema import SetupArgs, fit_schema
 from scvi_dist.dataloaders.source import OpenSource

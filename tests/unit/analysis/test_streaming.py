@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from scvi_dist.analysis.elbo import elbo, marginal_ll, reconstruction_error
 from scvi_dist.analysis.expression import ExpressionOptions, normalized_expression
 from scvi_dist.analysis.latent import latent_representation
@@ -25,7 +26,6 @@ from scvi_dist.data.sharded_writer import ShardedWriter
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import BadCounts, ConfigError, OutputExists
 from scvi_dist.module import VAE
-
 from tests.unit.analysis.conftest import KINDS, N_CELLS, SETUP, make_adata, make_module
 
 ORDERS = {
@@ -227,9 +227,7 @@ IN_MEMORY: dict[str, Callable[[VAE, StoreCells], dict[str, np.ndarray]]] = {
         "X": normalized_expression(m, c, ExpressionOptions(genes=np.array([7, 2])))
     },
     "predictive": lambda m, c: {
-        "X": posterior_predictive_sample(
-            m, c, PredictiveOptions(genes=np.array([7, 2]))
-        ).todense()
+        "X": posterior_predictive_sample(m, c, PredictiveOptions(genes=np.array([7, 2]))).todense()
     },
     "library": lambda m, c: {"library_size": latent_library_size(m, c, give_mean=False)},
 }

@@ -1,5 +1,6 @@
 """Chunks: fetched together, decoded once, damage noticed."""
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,10 +107,8 @@ def test_joined_fetches_give_each_piece(asked: list[Piece], max_gap: int) -> Non
     assert [None if g is None else bytes(g) for g in got] == [slice_of(p) for p in asked]
     assert len(seen) <= len(asked)
     for key in CONTENT:
-        bounded = sorted(
-            (p.start, p.stop) for p in seen if p.key == key and p.stop is not None
-        )
-        for (_, stop), (start, _) in zip(bounded[:-1], bounded[1:], strict=True):
+        bounded = sorted((p.start, p.stop) for p in seen if p.key == key and p.stop is not None)
+        for (_, stop), (start, _) in itertools.pairwise(bounded):
             assert start is not None
             assert start - stop > max_gap
 

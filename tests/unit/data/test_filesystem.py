@@ -86,9 +86,10 @@ def test_a_cause_that_tells_a_secret_is_dropped() -> None:
         ("abfs://c@a/x", {"account_key": "PA55"}),
         ("abfs://c@a/x", {"connection_string": "PA55"}),
         ("https://h/x", {"token": "PA55"}),
+        ("s3://b/x", {"client_kwargs": {"aws_session_token": "PA55"}}),
     ],
 )
-def test_secrets_are_refused_and_not_repeated(url: str, options: dict[str, str]) -> None:
+def test_secrets_are_refused_and_not_repeated(url: str, options: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as raised:
         refuse_secrets(url, options)
     assert "PA55" not in str(raised.value)

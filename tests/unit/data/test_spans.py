@@ -91,17 +91,13 @@ def test_runs_cover_the_spans_and_touch_no_other_chunk(
         assert touched == wanted
 
 
-@given(
-    ascending(), st.one_of(st.none(), st.integers(1, 60)), st.integers(0, 30), st.booleans()
-)
+@given(ascending(), st.one_of(st.none(), st.integers(1, 60)), st.integers(0, 30), st.booleans())
 def test_joined_reads_give_the_members(
     spans: np.ndarray, chunk: int | None, max_gap: int, decodes: bool
 ) -> None:
     stored = np.random.default_rng(0).integers(0, 1000, (N, 3))
     out = np.full((total_length(spans), 3), -1, dtype=np.int32)
-    read_joined(
-        lambda a, b: stored[a:b], spans, out, chunk=chunk, max_gap=max_gap, decodes=decodes
-    )
+    read_joined(lambda a, b: stored[a:b], spans, out, chunk=chunk, max_gap=max_gap, decodes=decodes)
     np.testing.assert_array_equal(out, stored[expand(spans)])
 
 

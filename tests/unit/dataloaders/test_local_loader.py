@@ -1,6 +1,7 @@
 """Laws of a loader: the plan's minibatches, epochs that follow each other, exact resume."""
 
 import threading
+import tracemalloc
 import warnings
 from dataclasses import replace
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from scvi_dist.batch import CellBatch
+from scvi_dist.data.open import open_store
+from scvi_dist.data.schema import SetupArgs, fit_schema
+from scvi_dist.dataloaders.budget import scratch_bytes_for
 from scvi_dist.dataloaders.collate import execute
 from scvi_dist.dataloaders.loader import LoaderConfig, make_plan
 from scvi_dist.dataloaders.local_loader import LocalLoader
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import AllRows, HashedRows
+from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import (
     BadCounts,
     BudgetExceeded,
@@ -224,6 +229,31 @@ def test_plans_follow_the_store_and_the_budget(cells):
         make_plan(AllRows(613), store, LoaderConfig(budget_bytes=1_000), batch_size=8)
     chosen = make_plan(AllRows(613), store, LoaderConfig(block_rows=5), batch_size=8)
     assert chosen.config.block_rows == 5
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_measured_memory_is_within_the_plans(make_cells, tmp_path, kind):
+    x_ng = np.random.default_rng(0).poisson(0.4, (30_000, 300)).astype(np.float32)
+    x_ng[:, 0] += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        getattr(make_cells(x_ng).adata, f"write_{kind}")(tmp_path / f"cells.{kind}")
+    store = open_store(tmp_path / f"cells.{kind}")
+    source = OpenSource(store, fit_schema(store, SetupArgs()), check_counts=False)
+    config = LoaderConfig(budget_bytes=4 << 20)
+    plan = make_plan(AllRows(store.n_obs), store, config, batch_size=128)
+    assert store.bytes_per_cell * store.n_obs > 5 * config.budget_bytes
+    loader = LocalLoader(plan, source, config)
+    next(iter(loader))  # row pointers are read, code is compiled
+    tracemalloc.start()
+    try:
+        assert sum(batch.n_cells for batch in loader) == store.n_obs
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    scratch = scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads)
+    planned = plan.memory_bytes(store.bytes_per_cell, 1, scratch)
+    assert peak <= planned <= config.budget_bytes + 4 * 500
 
 
 @pytest.mark.parametrize(

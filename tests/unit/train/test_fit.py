@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from training_jobs import toy_job
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.dataloaders.split import SplitConfig
@@ -70,15 +71,15 @@ def test_a_run_that_dies_after_any_step_ends_like_an_undisturbed_one(
     make_job: MakeJob, tmp_path: Path, plan: dict
 ) -> None:
     settings = {"check_val_every_n_epoch": 1, "log_every_n_steps": 3, "max_epochs": EPOCHS}
-    whole = fit(make_job(plan, **settings))
-    every_step = make_job(plan, **settings, checkpoint_every_n_steps=1, keep_checkpoints=99)
+    whole = fit(make_job(plan=plan, **settings))
+    every_step = make_job(plan=plan, **settings, checkpoint_every_n_steps=1, keep_checkpoints=99)
     assert_same_run(fit(in_folder(every_step, tmp_path / "all")), whole)
     saved = list_checkpoints(tmp_path / "all")
     assert [c.cursor.global_step for c in saved] == list(range(1, STEPS * EPOCHS + 1))
     for checkpoint in saved:
         alone = tmp_path / f"from{checkpoint.cursor.global_step}"
         shutil.copytree(checkpoint.path, alone / "checkpoints" / checkpoint.path.name)
-        resumed = fit(in_folder(make_job(plan, **settings), alone, resume=True))
+        resumed = fit(in_folder(make_job(plan=plan, **settings), alone, resume=True))
         assert_same_run(resumed, whole)
 
 
@@ -132,7 +133,7 @@ def test_checkpoints_of_another_run_are_refused_by_name(make_job: MakeJob, tmp_p
         with pytest.raises(CheckpointError, match=f"{name}: the checkpoint has"):
             fit(in_folder(make_job(**change), tmp_path, resume=True))
     with pytest.raises(CheckpointError, match="training_plan"):
-        fit(in_folder(make_job({"lr": 0.5}), tmp_path, resume=True))
+        fit(in_folder(make_job(plan={"lr": 0.5}), tmp_path, resume=True))
 
 
 def test_a_seed_decides_everything_and_global_noise_nothing(make_job: MakeJob) -> None:
@@ -176,8 +177,8 @@ def test_early_stopping_survives_death(make_job: MakeJob, tmp_path: Path) -> Non
     whole = fit(make_job(**settings))
     saving = settings | {"checkpoint_every_n_steps": 1}
     for step in (6, 12):
+        job = in_folder(make_job(**saving), tmp_path, resume=True)
         with pytest.raises(DieAt.Died):
-            job = in_folder(make_job(**saving), tmp_path, resume=True)
             fit(job, extras=TrainerExtras(callbacks=(DieAt(step),)))
     resumed = fit(in_folder(make_job(**settings), tmp_path, resume=True))
     assert_same_run(resumed, whole)
@@ -193,7 +194,7 @@ def test_early_stopping_needs_validation_cells(make_job: MakeJob) -> None:
 
 def test_the_best_checkpoint_stays(make_job: MakeJob, tmp_path: Path) -> None:
     settings = {"check_val_every_n_epoch": 1, "checkpoint_every_s": 0, "keep_checkpoints": 1}
-    result = fit(in_folder(make_job({"lr": 0.3}, max_epochs=5, **settings), tmp_path))
+    result = fit(in_folder(make_job(plan={"lr": 0.3}, max_epochs=5, **settings), tmp_path))
     values = dict(result.history["elbo_validation"])
     best = min(values, key=values.__getitem__)
     kept = [c.cursor.epoch - 1 for c in list_checkpoints(tmp_path)]
@@ -221,14 +222,14 @@ def test_counts_beyond_all_numbers_name_the_cell(make_job: MakeJob, toy_cells: a
     counts_ng = toy_cells.X.toarray()
     counts_ng[row] = 3e38
     adata = ad.AnnData(counts_ng, obs=toy_cells.obs)
-    job = make_job(adata=adata)
+    job = toy_job(adata)
     job = replace(job, source=replace(job.source, check_counts=False))
     with pytest.raises(TrainingFailed, match=rf"the loss of row {row} is not finite"):
         fit(job)
 
 
 def test_no_checkpoint_holds_broken_weights(make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job({"lr": 1e30}, checkpoint_every_n_steps=1, log_every_n_steps=10)
+    job = make_job(plan={"lr": 1e30}, checkpoint_every_n_steps=1, log_every_n_steps=10)
     with pytest.raises(TrainingFailed, match="broken the weights"):
         fit(in_folder(job, tmp_path))
     for checkpoint in list_checkpoints(tmp_path):
@@ -276,6 +277,6 @@ def test_progress_grows_to_the_end(make_job: MakeJob) -> None:
 
 
 def test_a_plateau_reduces_the_learning_rate(make_job: MakeJob) -> None:
-    result = fit(make_job(REDUCE_LR))
+    result = fit(make_job(plan=REDUCE_LR))
     rates = [value for _, value in result.history["lr-Adam"]]
     assert rates == pytest.approx([1e-3, 6e-4, 3.6e-4])

@@ -1,0 +1,134 @@
+"""What workers tell the driver, and the driver the workers. Ray makes an actor of it."""
+
+import pickle
+import traceback
+from dataclasses import dataclass
+
+from scvi_dist.errors import (
+    ScviDistError,
+    StoreChanged,
+    StoreCorrupt,
+    StoreError,
+    StoreNotFound,
+    TrainingFailed,
+    UnsupportedStore,
+    WaitTimeout,
+)
+from scvi_dist.train.fit_job import FitResult
+from scvi_dist.train.progress import TrainProgress
+
+_LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "process group")
+_PERMANENT_STORE_ERRORS = (StoreNotFound, StoreCorrupt, StoreChanged, UnsupportedStore)
+_PERMANENT = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """An exception that ended a worker's loop."""
+
+    rank: int
+    summary: str
+    """Type and message in a line."""
+    traceback: str
+    pickled: bytes | None
+    """The exception; ``None`` where it cannot travel."""
+    is_permanent: bool
+    """It would happen again: training anew is of no use."""
+    lost_peer: bool
+    """It came of another rank's end."""
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> "WorkerFailure":
+        """The failure that an exception of a rank is."""
+        text = f"{type(error).__name__}: {error}"
+        lost_peer = not isinstance(error, ScviDistError) and any(
+            word in text.lower() for word in _LOST_PEER
+        )
+        return cls(
+            rank=rank,
+            summary=text,
+            traceback="".join(traceback.format_exception(error)),
+            pickled=_pickled(error),
+            is_permanent=not lost_peer and _is_permanent(error),
+            lost_peer=lost_peer,
+        )
+
+    def error(self) -> ScviDistError:
+        """What the driver raises: our own errors as they are, others in words.
+
+        The worker's exception comes first, its traceback is a note.
+        """
+        error: BaseException | None = pickle.loads(self.pickled) if self.pickled else None
+        if not isinstance(error, ScviDistError):
+            error = TrainingFailed(f"Rank {self.rank} failed: {self.summary}")
+        error.add_note(f"Traceback of rank {self.rank}:\n{self.traceback}")
+        return error
+
+
+class Collector:
+    """Where rank 0 leaves its reports and its result, and all ranks their failures."""
+
+    def __init__(self) -> None:
+        self._news: list[TrainProgress] = []
+        self._failures: list[WorkerFailure] = []
+        self._result: FitResult | None = None
+        self._stop = False
+
+    def tell(self, news: list[TrainProgress]) -> bool:
+        """Take reports; whether the run is to stop."""
+        self._news.extend(news)
+        return self._stop
+
+    def fail(self, failure: WorkerFailure) -> None:
+        """Take a failure."""
+        self._failures.append(failure)
+
+    def finish(self, result: FitResult) -> None:
+        """Take the result."""
+        self._result = result
+
+    def ask_stop(self) -> None:
+        """Let the run stop where it can be resumed."""
+        self._stop = True
+
+    def is_hopeless(self) -> bool:
+        """Whether a worker has failed in a way that would repeat itself."""
+        return any(failure.is_permanent for failure in self._failures)
+
+    def news(self) -> list[TrainProgress]:
+        """The reports since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def result(self) -> FitResult | None:
+        """The result, once there is one."""
+        return self._result
+
+    def culprit(self) -> WorkerFailure | None:
+        """The failure to show: one that would repeat itself, else the first true one."""
+        for wanted in (
+            [f for f in self._failures if f.is_permanent],
+            [f for f in self._failures if not f.lost_peer],
+            self._failures,
+        ):
+            if wanted:
+                return wanted[0]
+        return None
+
+
+def _is_permanent(error: BaseException) -> bool:
+    if isinstance(error, WaitTimeout):
+        return False
+    if isinstance(error, StoreError):
+        return isinstance(error, _PERMANENT_STORE_ERRORS)
+    return isinstance(error, (ScviDistError, *_PERMANENT))
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:
+        # An exception may hold anything; its words and traceback travel in any case.
+        return None
+    return data

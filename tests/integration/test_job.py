@@ -1,0 +1,269 @@
+"""The main job from its command: what it makes is there, in the folder and in MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scvi_dist.config import parse_run
+from scvi_dist.data import open_store
+from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.job import run_job
+from scvi_dist.model import SCVI
+from scvi_dist.tracking import download_model
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    # mlflow uses what its own dependencies deprecate.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+CELLS, GENES, EPOCHS, BATCH = 1_500, 120, 3, 256
+LIMIT_S = 300
+
+
+def scvi_dist(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scvi_dist.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    without = {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}
+    return {k: v for k, v in os.environ.items() if k not in without} | {"OMP_NUM_THREADS": "1"}
+
+
+def client_of(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder}/mlflow.db"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def only_run(folder: Path) -> Any:
+    client = client_of(folder)
+    (experiment,) = (e for e in client.search_experiments() if e.name != "Default")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def steps_of(folder: Path, metric: str) -> list[int]:
+    run = only_run(folder)
+    return [m.step for m in client_of(folder).get_metric_history(run.info.run_id, metric)]
+
+
+DEMO = ["demo", "--cells", str(CELLS), "--genes", str(GENES), "--epochs", str(EPOCHS)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A demo with two workers, and what it printed."""
+    home = tmp_path_factory.mktemp("demo")
+    done = scvi_dist(*DEMO, "--workers", "2", "--dir", str(home / "d"), cwd=home)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return home / "d", done
+
+
+def test_the_demo_makes_everything_that_it_says(demo) -> None:
+    folder, done = demo
+    for made in ("model/model.pt", "latent.zarr", "figures/loss.png", "figures/latent.png"):
+        assert (folder / "run" / made).exists()
+    for told in ("models:/scvi-dist-demo/1", "alias challenger", "ELBO", str(folder / "run")):
+        assert told in done.stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db" in done.stdout
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["metrics"]["evaluation/elbo"] < 0
+
+
+def test_the_demo_is_quiet_and_leaves_nothing_elsewhere(demo) -> None:
+    folder, done = demo
+    assert len(done.stderr.splitlines()) < 40, done.stderr
+    for noise in ("INFO", "WARNING", "Traceback", "(pid=", "alembic"):
+        assert noise not in done.stderr
+    assert [p.name for p in folder.parent.iterdir()] == ["d"]
+
+
+def test_the_demos_run_in_mlflow_is_whole(demo) -> None:
+    folder, _ = demo
+    run = only_run(folder)
+    client = client_of(folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.max_epochs"] == str(EPOCHS)
+    assert run.data.params["train.workers"] == "2"
+    assert run.data.params["plan.n_cells"] == str(CELLS)
+    for metric in ("train_loss", "elbo_train", "elbo_validation", "reconstruction_loss_train"):
+        assert steps_of(folder, metric) == list(range(EPOCHS)), metric
+    assert len(steps_of(folder, "evaluation/elbo")) == 1
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    (dataset,) = (d.dataset for d in run.inputs.dataset_inputs)
+    with open_store(folder / "atlas" / "atlas.zarr") as store:
+        assert dataset.digest == store.digest()
+    (model,) = run.outputs.model_outputs
+    logged = client.get_logged_model(model.model_id)
+    assert {m.key for m in logged.metrics} >= {"evaluation/elbo"}
+    figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+    assert figures == {"figures/loss.png", "figures/latent.png"}
+
+
+def test_the_registered_model_gives_the_latent_that_was_written(demo) -> None:
+    folder, _ = demo
+    uri = f"sqlite:///{folder}/mlflow.db"
+    fetched = download_model("models:/scvi-dist-demo@challenger", uri)
+    model = SCVI.load(fetched, folder / "atlas" / "atlas.zarr")
+    with open_store(folder / "atlas" / "atlas.zarr") as store:
+        rows = np.arange(50)
+        expected = model.get_latent_representation(store, indices=rows)
+    import zarr
+
+    group = zarr.open_group(folder / "run" / "latent.zarr", mode="r")
+    written = np.asarray(group["obsm/X_latent"][:50])
+    np.testing.assert_allclose(written, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_demo_again_does_nothing_and_says_the_same(demo) -> None:
+    folder, first = demo
+    before = (folder / "run" / "model" / "model.pt").stat().st_mtime_ns
+    again = scvi_dist(*DEMO, "--workers", "2", "--dir", str(folder), cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert "nothing is left to do" in again.stderr
+    assert again.stdout.splitlines()[2:] == first.stdout.splitlines()[2:]
+    assert (folder / "run" / "model" / "model.pt").stat().st_mtime_ns == before
+    assert "scvi_dist.restarts" not in only_run(folder).data.tags
+
+
+def test_another_demo_in_the_same_folder_is_refused(demo) -> None:
+    folder, _ = demo
+    for change, named in ((["--epochs", "9"], "max_epochs"), (["--cells", "900"], "cells")):
+        refused = scvi_dist(*DEMO, *change, "--dir", str(folder), cwd=folder)
+        assert refused.returncode == 2
+        assert named in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulate_atlas(
+        tmp_path_factory.mktemp("atlas"), n_cells=3_000, n_genes=200, n_shards=2
+    ).zarr
+
+
+def run_text(atlas: Path, out: Path, epochs: int) -> str:
+    return (
+        f"data: {{store: {atlas}, batch_key: batch}}\n"
+        f"train: {{workers: 0, max_epochs: {epochs}, batch_size: {BATCH}, checkpoint_every_s: 0,\n"
+        "        check_val_every_n_epoch: 1, log_every_n_steps: 1}\n"
+        f"output: {{dir: {out}, map_cells: 200}}\n"
+        "tracking: {register_as: lung, system_metrics_interval_s: 0}\n"
+    )
+
+
+def weights_of(out: Path) -> dict[str, Any]:
+    return {k: v.numpy() for k, v in SCVI.load(out / "model").module.state_dict().items()}
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    """Until ``condition()`` holds; fails if the process ends or the limit is reached before."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
+    atlas: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    epochs = 40
+    (tmp_path / "a.yaml").write_text(run_text(atlas, tmp_path / "a" / "out", epochs))
+    (tmp_path / "b.yaml").write_text(run_text(atlas, tmp_path / "b" / "out", epochs))
+    whole = scvi_dist("run", "a.yaml", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+
+    command = [sys.executable, "-m", "scvi_dist.cli", "run", "b.yaml"]
+    victim = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    checkpoints = tmp_path / "b" / "out" / "checkpoints"
+    wait_for(lambda: len(list(checkpoints.glob("*/manifest.json"))) >= 2, victim)
+    victim.send_signal(how)
+    _, told = victim.communicate(timeout=LIMIT_S)
+    assert victim.returncode == (130 if how == signal.SIGTERM else -how), told
+    status = "KILLED" if how == signal.SIGTERM else "RUNNING"
+    assert only_run(tmp_path / "b").info.status == status
+    assert not (tmp_path / "b" / "out" / "model").exists()
+
+    again = scvi_dist("run", "b.yaml", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "Went on training" in again.stderr
+    run = only_run(tmp_path / "b")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["scvi_dist.restarts"] == "1"
+    for metric in ("elbo_train", "elbo_validation"):
+        assert sorted(steps_of(tmp_path / "b", metric)) == list(range(epochs)), metric
+    undisturbed, resumed = weights_of(tmp_path / "a" / "out"), weights_of(tmp_path / "b" / "out")
+    assert undisturbed.keys() == resumed.keys()
+    for name, value in undisturbed.items():
+        np.testing.assert_allclose(resumed[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_stages_that_are_added_later_are_made_without_training_again(atlas, tmp_path) -> None:
+    text = run_text(atlas, tmp_path / "out", 1)
+    off = ["tracking.uri=off", "output.latent=false", "output.figures=false"]
+    first = run_job(parse_run(text, overrides=off))
+    assert not first.latent
+    assert not (tmp_path / "mlflow.db").exists()
+    weights = weights_of(tmp_path / "out")
+    second = run_job(parse_run(text, overrides=[f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]))
+    assert second.registered == "models:/lung/1"
+    assert second.metrics == first.metrics
+    assert len(second.figures) == 2
+    assert Path(second.latent).exists()
+    for name, value in weights_of(tmp_path / "out").items():
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_a_failing_run_is_recorded_as_failed_and_told_in_a_line(atlas: Path, tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", 2))
+    failed = scvi_dist("run", "run.yaml", "train.plan.lr=1e30", cwd=tmp_path)
+    assert failed.returncode == 1, failed.stderr
+    assert failed.stderr.count("error: ") == 1
+    assert "Traceback" not in failed.stderr
+    assert only_run(tmp_path).info.status == "FAILED"
+
+
+def test_an_absent_server_does_not_stop_a_run(atlas: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", 1))
+    done = scvi_dist("run", "run.yaml", "tracking.uri=http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be reached" in done.stderr
+    assert (tmp_path / "out" / "figures" / "latent.png").exists()
+    later = scvi_dist(
+        "run", "run.yaml", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", cwd=tmp_path
+    )
+    assert later.returncode == 0, later.stderr
+    assert "nothing is left to do" in later.stderr
+    assert steps_of(tmp_path, "elbo_train") == [0]
+    assert client_of(tmp_path).get_model_version_by_alias("lung", "challenger").version == 1
