@@ -35,6 +35,11 @@ class Piece(NamedTuple):
     start: int | None = None
     stop: int | None = None
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether both ends are known without knowing the size of the object."""
+        return self.start is not None and self.stop is not None and self.start >= 0
+
 
 class Objects(Protocol):
     """Files below one place."""
@@ -71,8 +76,16 @@ def _read_piece(handle: int, piece: Piece) -> bytes:
     size = os.fstat(handle).st_size
     start = piece.start or 0
     start = max(0, size + start) if start < 0 else start
-    stop = size if piece.stop is None else min(piece.stop, size)
-    return os.pread(handle, max(0, stop - start), start)
+    stop = max(start, size if piece.stop is None else min(piece.stop, size))
+    raw = os.pread(handle, stop - start, start)
+    if len(raw) == stop - start:
+        return raw
+    parts = [raw]  # One call gives at most 2 GiB.
+    while raw:
+        start += len(raw)
+        raw = os.pread(handle, stop - start, start)
+        parts.append(raw)
+    return b"".join(parts)
 
 
 class RemoteObjects:
@@ -102,37 +115,35 @@ def fetch_joined(
     max_gap: int,
 ) -> list[memoryview | None]:
     """Fetch pieces; those of one object that lie close together are read as one."""
-    order = sorted(range(len(pieces)), key=lambda i: (pieces[i].key, pieces[i].start or 0))
     joined: list[Piece] = []
     place = [(0, 0)] * len(pieces)
-    for i in order:
-        key, start, stop = pieces[i]
+    for i in sorted(range(len(pieces)), key=lambda i: _reading_order(pieces[i])):
+        piece = pieces[i]
         last = joined[-1] if joined else None
-        if start is None or stop is None or start < 0:
-            joined.append(pieces[i])
-            place[i] = (len(joined) - 1, 0)
-            continue
-        near = (
-            last is not None
-            and last.key == key
-            and last.start is not None
-            and last.stop is not None
-            and start - last.stop <= max_gap
-        )
-        if last is not None and last.start is not None and last.stop is not None and near:
-            joined[-1] = Piece(key, last.start, max(last.stop, stop))
+        if last is not None and _lie_close(last, piece, max_gap):
+            joined[-1] = Piece(piece.key, last.start, max(last.stop or 0, piece.stop or 0))
         else:
-            joined.append(pieces[i])
-        place[i] = (len(joined) - 1, start - (joined[-1].start or 0))
+            joined.append(piece)
+        offset = (piece.start or 0) - (joined[-1].start or 0)
+        place[i] = (len(joined) - 1, offset)
     answers = read(joined)
     out: list[memoryview | None] = []
-    for (where, offset), (_, start, stop) in zip(place, pieces, strict=True):
+    for (where, offset), piece in zip(place, pieces, strict=True):
         answer = answers[where]
         view = None if answer is None else memoryview(answer)
-        if view is not None and start is not None and stop is not None and start >= 0:
-            view = view[offset : offset + stop - start]
+        if view is not None and piece.is_bounded:
+            view = view[offset : offset + (piece.stop or 0) - (piece.start or 0)]
         out.append(view)
     return out
+
+
+def _reading_order(piece: Piece) -> tuple[str, bool, int]:
+    return piece.key, piece.is_bounded, piece.start or 0
+
+
+def _lie_close(one: Piece, other: Piece, max_gap: int) -> bool:
+    bounded = one.is_bounded and other.is_bounded and one.key == other.key
+    return bounded and (other.start or 0) - (one.stop or 0) <= max_gap
 
 
 def read_chunks(
@@ -160,34 +171,39 @@ def read_chunks(
     starts, stops = spans[:, 0], spans[:, 1]
     places = np.cumsum(stops - starts) - (stops - starts)
     wanted = np.unique(expand(np.stack([starts // chunk, (stops - 1) // chunk + 1], axis=1)))
-    firsts = np.searchsorted(stops, wanted * chunk, side="right")
-    lasts = np.searchsorted(starts, (wanted + 1) * chunk, side="left")
+    firsts = np.searchsorted(stops, wanted * chunk, side="right").tolist()
+    lasts = np.searchsorted(starts, (wanted + 1) * chunk, side="left").tolist()
+    numbers = wanted.tolist()
     scratch = np.empty(chunk, dtype=dtype)
     absent: list[int] = []
     batch = max(1, _BATCH_BYTES // max(1, chunk * dtype.itemsize))
-    for at in range(0, len(wanted), batch):
-        numbers = wanted[at : at + batch].tolist()
-        stored = fetch(numbers)
-        for number, raw, first, last in zip(
-            numbers, stored, firsts[at : at + batch], lasts[at : at + batch], strict=True
-        ):
-            base = number * chunk
-            low, high = int(max(starts[first], base)), int(min(stops[last - 1], base + chunk))
-            place = int(places[first]) + low - int(starts[first])
-            whole = last - first == 1 and high - low == chunk and out.dtype == dtype
-            target = out[place : place + chunk] if whole else scratch
-            if raw is None:
-                absent.append(number)
-                target[:] = 0
-            else:
-                decode(raw, target.view(np.uint8))
-            if not whole:
-                for i in range(first, last):
-                    low = int(max(starts[i], base))
-                    high = int(min(stops[i], base + chunk))
-                    place = int(places[i]) + low - int(starts[i])
-                    out[place : place + high - low] = scratch[low - base : high - base]
+    for i in range(len(numbers)):
+        if i % batch == 0:
+            stored = fetch(numbers[i : i + batch])
+        base, raw = numbers[i] * chunk, stored[i % batch]
+        pieces = _pieces_of(base, chunk, spans[firsts[i] : lasts[i]], places[firsts[i] : lasts[i]])
+        low, high, place = pieces[0]
+        whole = high - low == chunk and out.dtype == dtype
+        target = out[place : place + chunk] if whole else scratch
+        if raw is None:
+            absent.append(numbers[i])
+            target[:] = 0
+        else:
+            decode(raw, target.view(np.uint8))
+        if not whole:
+            for low, high, place in pieces:
+                out[place : place + high - low] = scratch[low:high]
     return absent
+
+
+def _pieces_of(
+    base: int, chunk: int, spans: np.ndarray, places: np.ndarray
+) -> list[tuple[int, int, int]]:
+    """What spans want of the chunk that begins at ``base``: from, to, and its place in the result."""
+    return [
+        (max(start - base, 0), min(stop - base, chunk), place + max(base - start, 0))
+        for (start, stop), place in zip(spans.tolist(), places.tolist(), strict=True)
+    ]
 
 
 # Codecs

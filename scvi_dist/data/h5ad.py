@@ -65,7 +65,7 @@ class H5Tree:
     def _open(self, url: str, storage_options: dict[str, Any]) -> h5py.File:
         try:
             if not is_remote(url):
-                # Locks fail on many network file systems, and reading needs none to be safe.
+                # Many network file systems have no locks; reading goes on without one there.
                 return h5py.File(normalise_url(url), "r", locking="best-effort")
             self._source = open_file(
                 url,

@@ -95,6 +95,12 @@ def make_plan(
     )
 
 
+def planned_bytes(plan: ReadPlan, store: Store, config: LoaderConfig, world: int) -> int:
+    """Most bytes that one rank's reader of a plan holds at once, what decoding takes included."""
+    scratch = scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads)
+    return plan.memory_bytes(store.bytes_per_cell, world, scratch)
+
+
 class PlanLoader(ABC):
     """One rank's minibatches of a plan; iterating is one epoch, or what is left of it.
 

@@ -28,7 +28,7 @@ from scvi_dist.model.saving import (
     save_directory,
     saved_cells,
 )
-from scvi_dist.model.training import FitSettings, record_setup, run
+from scvi_dist.model.training import FitSettings, run
 from scvi_dist.module.base import BaseModule
 
 if TYPE_CHECKING:
@@ -167,8 +167,6 @@ class BaseModel(DataAccess, ABC):
             Lightning callbacks; only in this process.
         """
         manager = self._binding.manager_for()
-        if tracker is not None:
-            record_setup(tracker, manager, settings, self.init_params_)
         result, split = run(
             self.module,
             manager,

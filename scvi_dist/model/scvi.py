@@ -23,7 +23,7 @@ from scvi_dist.model.train_arguments import (
     train_config,
     training_plan_config,
 )
-from scvi_dist.model.training import FitSettings, tracked
+from scvi_dist.model.training import FitSettings, record_setup, tracked
 
 if TYPE_CHECKING:
     from scvi_dist.tracking import Tracker, TrackingConfig
@@ -266,8 +266,12 @@ class SCVI(CountModel):
             resume=resume,
         )
         shows = options.get("enable_progress_bar", True) and on_progress is None and is_watched()
+
+        def describe(tracker: "Tracker") -> None:
+            record_setup(tracker, self._binding.manager_for(), settings, self.init_params_)
+
         with (
-            tracked(tracking, self.run_name, settings.run_dir) as tracker,
+            tracked(tracking, self.run_name, settings.run_dir, describe) as tracker,
             progress_bar() if shows else nullcontext(on_progress) as report,
         ):
             callbacks = options.get("callbacks") or ()

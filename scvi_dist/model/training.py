@@ -1,13 +1,15 @@
 """A training job, and its run: in this process or on Ray workers."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_dist.data.manager import AnnDataManager
+from scvi_dist.data.store import StoreLocator
+from scvi_dist.dataloaders.budget import block_rows_for
 from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.dataloaders.source import CellSource, is_in_memory
 from scvi_dist.dataloaders.split import Split, SplitConfig, split_rows
@@ -68,11 +70,12 @@ def run(
     split = (
         given if isinstance(given, Split) else split_rows(n_obs, given, settings.train.batch_size)
     )
+    locator, loader = _reachable(manager, settings)
     job = FitJob(
         module=module,
-        source=CellSource(_reachable(manager, settings), manager.schema, check_counts),
+        source=CellSource(locator, manager.schema, check_counts),
         split=split,
-        loader=settings.loader,
+        loader=loader,
         train=settings.train,
         plan=settings.plan,
         run_dir=settings.run_dir,
@@ -103,23 +106,26 @@ def _run_here(
     return fit(job, World(), tracker or NullTracker(), on_progress, extras)
 
 
-def _reachable(manager: AnnDataManager, settings: FitSettings) -> Any:
+def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLocator, LoaderConfig]:
     """Where those who train find the cells: workers cannot see into this process's memory."""
-    locator = manager.store.locator
+    locator, loader = manager.store.locator, settings.loader
     if settings.ray is None or not is_in_memory(locator):
-        return locator
+        return locator, loader
     from scvi_dist.data.open import open_store
     from scvi_dist.data.writer import write_zarr
 
     assert settings.run_dir is not None, "checked with the settings"
     path = Path(settings.run_dir) / "data" / f"{manager.store.digest()[:16]}.zarr"
     try:
-        return open_store(path).locator
+        copy = open_store(path)
     except StoreError:
         # Not there, or only in part: its root is marked last.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_zarr(manager.store, path, overwrite=True)
-    return open_store(path).locator
+        copy = open_store(path)
+    # The order of cells follows from the blocks, and is to be the order without workers.
+    blocks = block_rows_for(manager.store.chunk_rows, loader.window_cells)
+    return copy.locator, replace(loader, block_rows=loader.block_rows or blocks)
 
 
 @contextmanager
@@ -127,8 +133,9 @@ def tracked(
     tracking: "Tracker | TrackingConfig | str | None",
     run_name: str,
     run_dir: str | os.PathLike[str] | None,
+    describe: "Callable[[Tracker], None]",
 ) -> "Iterator[Tracker | None]":
-    """The tracker that an argument means; one that is made here is ended here."""
+    """The tracker that an argument means; one that is made here is described and ended here."""
     from scvi_dist.tracking import Tracker, TrackingConfig
 
     if tracking is None or isinstance(tracking, Tracker):
@@ -140,6 +147,7 @@ def tracked(
     tracker = Tracker.start_run(tracking, run_dir)
     status = "FAILED"
     try:
+        describe(tracker)
         yield tracker
         status = "FINISHED"
     finally:

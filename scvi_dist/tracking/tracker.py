@@ -242,6 +242,13 @@ class Tracker:
         }
         return self._outbox.call(Record("register", body), timeout_s=30) or ""
 
+    def secure(self) -> None:
+        """Put what is in memory only on the disk, from where it is delivered; takes milliseconds.
+
+        For the moment of a checkpoint: what was recorded before it is not recorded again after it.
+        """
+        self._outbox.secure()
+
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until nothing is in memory only; True if MLflow has it all."""
         return self._outbox.flush(timeout_s)
@@ -296,6 +303,16 @@ class _NoOutbox:
 
     def call(self, record: Record, timeout_s: float) -> None:
         """Forget it; there is no answer."""
+
+    def secure(self) -> None:
+        """Put what is in memory only on the disk, from where it is delivered; takes milliseconds.
+
+        For the moment of a checkpoint: what was recorded before it is not recorded again after it.
+        """
+        self._outbox.secure()
+
+    def secure(self) -> None:
+        """Nothing is kept."""
 
     def flush(self, timeout_s: float) -> bool:
         return True

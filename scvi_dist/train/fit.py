@@ -143,6 +143,7 @@ class _Run:
         extras: TrainerExtras,
     ) -> None:
         self.job, self.world, self.data, self.extras = job, world, data, extras
+        self.tracker = tracker
         config = job.train
         self.facts = job.facts(data.train_plan.facts())
         self.plan = self._new_plan()
@@ -221,7 +222,7 @@ class _Run:
         config, every = self.job.train, self.job.check_val_every_n_epoch
         strategy = self.extras.strategy
         if strategy is None and self.world.size > 1:
-            strategy = GivenProcessGroup(self.world, broadcast_buffers=not config.sync_batchnorm)
+            strategy = GivenProcessGroup(self.world, forward_sync_buffers=not config.sync_batchnorm)
         ours = [_Restore(self, state), KeepCount(), self.watch, self.stop, self.report]
         stopping = [self.early_stop] if self.early_stop else []
         trainer = pl.Trainer(
@@ -257,6 +258,8 @@ class _Run:
         state = capture(self.plan.trainer, self.plan, self.early_stop)
         if not self.world.is_first:
             return
+        # Training goes on from here: what came before is not recorded a second time.
+        self.tracker.secure()
         at_epoch_end = self.plan.cursor.position == 0
         self.checkpoint = write_checkpoint(
             self.job.run_dir,

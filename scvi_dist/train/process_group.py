@@ -44,10 +44,10 @@ class GivenWorld(LightningEnvironment):
 class GivenProcessGroup(DDPStrategy):
     """DDP over the process group that is there, one device per process."""
 
-    def __init__(self, world: World, broadcast_buffers: bool) -> None:
+    def __init__(self, world: World, forward_sync_buffers: bool) -> None:
         super().__init__(
             find_unused_parameters=False,
-            broadcast_buffers=broadcast_buffers,
+            forward_sync_buffers=forward_sync_buffers,
             gradient_as_bucket_view=True,
             cluster_environment=GivenWorld(world),
         )

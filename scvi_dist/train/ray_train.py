@@ -175,22 +175,26 @@ def _work(config: dict[str, Any]) -> None:
         return
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), context.get_local_rank())
-    job: FitJob = ray.get(task.job)
-    train = replace(job.train, accelerator="gpu" if task.use_gpu else "cpu")
-    link = _Link(task.collector)
     try:
-        result = fit(
-            replace(job, train=train),
-            world,
-            on_progress=link.tell if world.is_first else None,
-            extras=_extras(task, world, train.sync_batchnorm, link),
-        )
-        if world.is_first:
-            link.flush()
-            ray.get(task.collector.finish.remote(result))
+        _fit_and_report(task, world)
     except Exception as error:
         ray.get(task.collector.fail.remote(WorkerFailure.of(error, world.rank)), timeout=ANSWER_S)
         raise
+
+
+def _fit_and_report(task: WorkerTask, world: World) -> None:
+    job: FitJob = ray.get(task.job)
+    train = replace(job.train, accelerator="gpu" if task.use_gpu else "cpu")
+    link = _Link(task.collector)
+    result = fit(
+        replace(job, train=train),
+        world,
+        on_progress=link.tell if world.is_first else None,
+        extras=_extras(task, world, train.sync_batchnorm, link),
+    )
+    if world.is_first:
+        link.flush()
+        ray.get(task.collector.finish.remote(result), timeout=ANSWER_S)
 
 
 def _extras(task: WorkerTask, world: World, sync_batchnorm: bool, link: "_Link") -> TrainerExtras:
@@ -201,7 +205,7 @@ def _extras(task: WorkerTask, world: World, sync_batchnorm: bool, link: "_Link")
         engine=task.engine,
         strategy=RayDDPStrategy(
             find_unused_parameters=False,
-            broadcast_buffers=not sync_batchnorm,
+            forward_sync_buffers=not sync_batchnorm,
             gradient_as_bucket_view=True,
         ),
         plugins=(RayLightningEnvironment(),),

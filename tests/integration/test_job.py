@@ -186,44 +186,51 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
             continue
 
 
+RUN_EPOCHS = 25
+
+
+@pytest.fixture(scope="module")
+def undisturbed(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Weights of a run that nothing happened to."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    (home / "run.yaml").write_text(run_text(atlas, home / "out", RUN_EPOCHS))
+    done = scvi_dist("run", "run.yaml", "tracking.uri=off", "output.figures=false", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return weights_of(home / "out")
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
-    atlas: Path, tmp_path: Path, how: signal.Signals
+    atlas: Path, tmp_path: Path, undisturbed: dict[str, Any], how: signal.Signals
 ) -> None:
-    epochs = 40
-    (tmp_path / "a.yaml").write_text(run_text(atlas, tmp_path / "a" / "out", epochs))
-    (tmp_path / "b.yaml").write_text(run_text(atlas, tmp_path / "b" / "out", epochs))
-    whole = scvi_dist("run", "a.yaml", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-
-    command = [sys.executable, "-m", "scvi_dist.cli", "run", "b.yaml"]
+    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", RUN_EPOCHS))
     victim = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "scvi_dist.cli", "run", "run.yaml"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
     )
-    checkpoints = tmp_path / "b" / "out" / "checkpoints"
+    checkpoints = tmp_path / "out" / "checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("*/manifest.json"))) >= 2, victim)
     victim.send_signal(how)
     _, told = victim.communicate(timeout=LIMIT_S)
     assert victim.returncode == (130 if how == signal.SIGTERM else -how), told
     status = "KILLED" if how == signal.SIGTERM else "RUNNING"
-    assert only_run(tmp_path / "b").info.status == status
-    assert not (tmp_path / "b" / "out" / "model").exists()
+    assert only_run(tmp_path).info.status == status
+    assert not (tmp_path / "out" / "model").exists()
 
-    again = scvi_dist("run", "b.yaml", cwd=tmp_path)
+    again = scvi_dist("run", "run.yaml", "output.map_cells=100", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "Went on training" in again.stderr
-    run = only_run(tmp_path / "b")
+    run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.tags["scvi_dist.restarts"] == "1"
     for metric in ("elbo_train", "elbo_validation"):
-        assert sorted(steps_of(tmp_path / "b", metric)) == list(range(epochs)), metric
-    undisturbed, resumed = weights_of(tmp_path / "a" / "out"), weights_of(tmp_path / "b" / "out")
+        assert sorted(steps_of(tmp_path, metric)) == list(range(RUN_EPOCHS)), metric
+    resumed = weights_of(tmp_path / "out")
     assert undisturbed.keys() == resumed.keys()
     for name, value in undisturbed.items():
         np.testing.assert_allclose(resumed[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -12,9 +12,8 @@ import torch
 from scvi_dist.batch import CellBatch
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import SetupArgs, fit_schema
-from scvi_dist.dataloaders.budget import scratch_bytes_for
 from scvi_dist.dataloaders.collate import execute
-from scvi_dist.dataloaders.loader import LoaderConfig, make_plan
+from scvi_dist.dataloaders.loader import LoaderConfig, make_plan, planned_bytes
 from scvi_dist.dataloaders.local_loader import LocalLoader
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import AllRows, HashedRows
@@ -251,8 +250,7 @@ def test_measured_memory_is_within_the_plans(make_cells, tmp_path, kind):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    scratch = scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads)
-    planned = plan.memory_bytes(store.bytes_per_cell, 1, scratch)
+    planned = planned_bytes(plan, store, config, world=1)
     assert peak <= planned <= config.budget_bytes + 4 * 500
 
 

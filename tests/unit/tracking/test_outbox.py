@@ -185,3 +185,30 @@ def test_a_full_disk_costs_values_but_not_the_run(tmp_path: Path, monkeypatch, c
     outbox.close(10)
     assert sink.steps == [2]
     assert "No space left" in caplog.text
+
+
+def test_what_was_secured_survives_a_kill(tmp_path: Path) -> None:
+    """A hanging delivery and a full queue, and then nothing of the process is left but its disk."""
+    hanging = FakeSink()
+    hanging.gate.clear()
+    outbox = open_outbox(hanging, tmp_path, send_at_points=1)
+    outbox.put(point(0))
+    with outbox._wake:
+        assert outbox._wake.wait_for(lambda: bool(outbox._in_flight) or not outbox._queue, 10)
+    for step in range(1, 5):
+        outbox.put(point(step))
+    outbox.secure()
+    outbox._spool.close()  # as the system does for a killed process
+    after = FakeSink()
+    assert open_outbox(after, tmp_path).close(10)
+    assert sorted(after.steps) == list(range(5))
+    hanging.script = ["down"]
+    hanging.gate.set()
+    outbox.close(10)
+
+
+def test_securing_an_idle_outbox_leaves_nothing(tmp_path: Path) -> None:
+    outbox = open_outbox(FakeSink(), tmp_path)
+    outbox.secure()
+    assert outbox.close(10)
+    assert list(tmp_path.iterdir()) == []

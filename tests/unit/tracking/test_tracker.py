@@ -187,6 +187,7 @@ def test_off_has_the_same_surface_and_writes_nothing(tmp_path: Path) -> None:
     assert tracker.log_model(saved, name="m", facts=FACTS, params={}, metrics={}, step=0) == ""
     assert tracker.register("m", "m", None) == ""
     assert tracker.where_to_look() == ""
+    tracker.secure()
     assert tracker.flush()
     assert tracker.finish()
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
