@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("scvi_dist.testing")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -14,26 +14,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scvi_dist.analysis.expression import decoded, gene_names
+from scvi_dist.analysis.laws import parameters_of
 from scvi_dist.analysis.output import Layout, Output, X, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, computed
 from scvi_dist.dataloaders.rows import splitmix64
-from scvi_dist.distributions import (
-    NegativeBinomial,
-    Normal,
-    Poisson,
-    ZeroInflatedNegativeBinomial,
-)
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule
 from scvi_dist.module.likelihoods import sample_counts
-
-_PARAMETERS: dict[type[Distribution], dict[str, str]] = {
-    ZeroInflatedNegativeBinomial: {"mu": "mu", "theta": "theta", "zi_logits": "zi_logits"},
-    NegativeBinomial: {"mu": "mu", "theta": "theta"},
-    Poisson: {"rate": "rate"},
-    Normal: {"mu": "loc", "scale": "scale"},
-}
-"""Law -> argument that makes it -> attribute ``[..., n, g]`` that holds it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,11 +97,7 @@ def draw_by_cell(law: Distribution, keys: np.ndarray) -> Tensor:
     Rejection sampling uses up a generator by amounts that depend on the parameters, so each cell
     has a generator of its own. Torch's global one is left as it was.
     """
-    kind = type(law)
-    if kind not in _PARAMETERS:
-        known = ", ".join(law.__name__ for law in _PARAMETERS)
-        raise ConfigError(f"expected a law of {known}; got {kind.__name__}.")
-    parameters = {name: getattr(law, held) for name, held in _PARAMETERS[kind].items()}
+    kind, parameters = type(law), parameters_of(law)
     first = next(iter(parameters.values()))
     counts = torch.empty_like(first)
     seeds = (splitmix64(keys) >> np.uint64(1)).tolist()

@@ -56,6 +56,12 @@ class Selection:
         """int64: rows of the store at any positions."""
         return positions if self._rows is None else self._rows[positions]
 
+    def subset(self, positions: np.ndarray) -> "Selection":
+        """The cells at some positions, which keep their keys."""
+        part = Selection(self.n_obs, self.at(positions))
+        part._occurrence = None if self._occurrence is None else self._occurrence[positions]
+        return part
+
     def reading_order(self, start: int, stop: int) -> np.ndarray | None:
         """Positions ``start … stop - 1`` sorted by their rows; None where they are already."""
         rows = self.rows(start, stop)

@@ -199,7 +199,7 @@ def read_chunks(
 def _pieces_of(
     base: int, chunk: int, spans: np.ndarray, places: np.ndarray
 ) -> list[tuple[int, int, int]]:
-    """What spans want of the chunk that begins at ``base``: from, to, and its place in the result."""
+    """What spans want of the chunk that begins at ``base``: from, to, and place in the result."""
     return [
         (max(start - base, 0), min(stop - base, chunk), place + max(base - start, 0))
         for (start, stop), place in zip(spans.tolist(), places.tolist(), strict=True)

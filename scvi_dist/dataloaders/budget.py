@@ -17,6 +17,10 @@ RUN_BYTES = 32 << 20
 BATCHES_RESIDENT = 2
 """Minibatches cut out of a task: one in use, one being cut."""
 
+MIXED_BLOCKS = 64
+"""Blocks in a window, at least. Of cells stored in runs of one kind, minibatches of 1,024 then have
+some 95 % of the entropy of random draws; with 500 blocks (64 rows each) they have 99.6 %."""
+
 
 def resident_bytes(
     task_cells: int, batch_cells: int, bytes_per_cell: float, scratch_bytes: int = 0
@@ -86,10 +90,10 @@ def fit_window(
 def block_rows_for(chunk_rows: int, window_cells: int, stratum: int = 1) -> int:
     """Rows of a block that suit a store which keeps ``chunk_rows`` rows together.
 
-    Whole chunks, at least 64 rows, and so few that a window mixes 32 blocks or more; where those
+    Whole chunks, at least 64 rows, and so few that a window mixes ``MIXED_BLOCKS``; where those
     contradict each other, mixing wins. A multiple of ``stratum`` (see :class:`RowSet`).
     """
-    most = max(64, window_cells // 32)
+    most = max(64, window_cells // MIXED_BLOCKS)
     wanted = chunk_rows * max(1, -(-64 // chunk_rows))
     size = min(wanted, most)
     return max(stratum, size // stratum * stratum)

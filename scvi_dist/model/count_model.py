@@ -1,6 +1,7 @@
 """Models of counts: the expression and the counts that they expect of cells."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from scvi_dist.analysis.expression import (
     normalized_expression,
     sampled_expression,
 )
+from scvi_dist.analysis.importance import ImportanceOptions, importance_sampled_expression
 from scvi_dist.analysis.output import as_output
 from scvi_dist.analysis.parameters import likelihood_parameters
 from scvi_dist.analysis.predictive import PredictiveOptions, posterior_predictive_sample
@@ -50,6 +52,7 @@ class CountModel(LatentModel):
         *,
         out: Out = None,
         seed: int | None = None,
+        **importance_weighting_kwargs: Any,
     ) -> Any:
         """Decoded expression of each cell, with technical effects taken out.
 
@@ -66,17 +69,20 @@ class CountModel(LatentModel):
         n_samples_overall
             Return so many draws, of cells drawn with replacement.
         weights
-            How ``n_samples_overall`` draws: ``"uniform"``.
+            How ``n_samples_overall`` draws: ``"uniform"``, or ``"importance"``: draws count more
+            that make the counts of all these cells likely.
         return_mean
             The mean over ``n_samples``.
         return_numpy
             An array instead of a DataFrame.
+        **importance_weighting_kwargs
+            See :class:`~scvi_dist.analysis.importance.ImportanceOptions`.
 
         Returns
         -------
         DataFrame or float32 array ``[n, genes]``, or array ``[n_samples, n, genes]``.
         """
-        _check_weights(weights)
+        importance = _importance(weights, n_samples_overall, importance_weighting_kwargs)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
         options = ExpressionOptions(
             transform_batch=self._batch_codes(transform_batch),
@@ -88,11 +94,16 @@ class CountModel(LatentModel):
         if n_samples_overall is None:
             values = normalized_expression(self.module, cells, options, out=as_output(out))
         else:
-            store_cells = _in_store(cells, "n_samples_overall")
-            values, selection = sampled_expression(
-                self.module, store_cells, options, n_samples_overall=n_samples_overall
-            )
-            cells = StoreCells(store_cells.source, selection, store_cells.config)
+            cells = _in_store(cells, "n_samples_overall")
+            if importance is None:
+                values, selection = sampled_expression(
+                    self.module, cells, options, n_samples_overall=n_samples_overall
+                )
+            else:
+                values, selection = importance_sampled_expression(
+                    self.module, cells, options, importance, n_samples_overall=n_samples_overall
+                )
+            cells = StoreCells(cells.source, selection, cells.config)
         is_table = not (return_numpy or options.keeps_samples or isinstance(cells, LoaderCells))
         if isinstance(values, str) or not is_table:
             return values
@@ -169,13 +180,27 @@ class CountModel(LatentModel):
         return tuple(codes)
 
 
-def _check_weights(weights: str | None) -> None:
-    if weights == "importance":
+def _importance(
+    weights: str | None, n_samples_overall: int | None, given: Mapping[str, Any]
+) -> ImportanceOptions | None:
+    """How draws are weighed; None if they are not."""
+    names = [f.name for f in fields(ImportanceOptions)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(
+                f"get_normalized_expression() takes no argument {name!r}; "
+                f"{did_you_mean(name, names)}"
+            )
+    if weights not in (None, "uniform", "importance"):
+        raise ConfigError(f"weights is 'uniform', 'importance' or None, seen {weights!r}.")
+    if weights != "importance":
+        return None
+    if n_samples_overall is None:
         raise ConfigError(
-            "weights='importance' is not available: draws are uniform. Leave weights out."
+            "weights='importance' says which draws are returned, so it needs n_samples_overall, "
+            "their number."
         )
-    if weights not in (None, "uniform"):
-        raise ConfigError(f"weights is 'uniform' or None, seen {weights!r}.")
+    return ImportanceOptions(**given)
 
 
 def _in_store(cells: Cells, what: str) -> StoreCells:

@@ -276,7 +276,10 @@ class SCVI(CountModel):
         ):
             callbacks = options.get("callbacks") or ()
             self.fit(settings, tracker=tracker, on_progress=report, callbacks=callbacks)
-        self.to_device(resolve_device(accelerator))
+        # Workers may have had devices that this process has not.
+        self.to_device(
+            resolve_device(accelerator if ray is None or accelerator == "cpu" else "auto")
+        )
 
 
 def _tuple(keys: Sequence[str] | None) -> tuple[str, ...] | None:

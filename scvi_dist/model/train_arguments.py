@@ -154,7 +154,8 @@ def ray_config(
     if num_workers is None:
         return None
     if use_gpu is None:
-        use_gpu = resolve_device(accelerator).type == "cuda"
+        # Named, it is there for the workers, wherever this process runs.
+        use_gpu = accelerator in ("gpu", "cuda") or resolve_device(accelerator).type == "cuda"
     return RayConfig(num_workers=num_workers, use_gpu=use_gpu, address=address)
 
 

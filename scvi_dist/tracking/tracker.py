@@ -305,13 +305,6 @@ class _NoOutbox:
         """Forget it; there is no answer."""
 
     def secure(self) -> None:
-        """Put what is in memory only on the disk, from where it is delivered; takes milliseconds.
-
-        For the moment of a checkpoint: what was recorded before it is not recorded again after it.
-        """
-        self._outbox.secure()
-
-    def secure(self) -> None:
         """Nothing is kept."""
 
     def flush(self, timeout_s: float) -> bool:

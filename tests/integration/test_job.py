@@ -171,7 +171,7 @@ def run_text(atlas: Path, out: Path, epochs: int) -> str:
 
 
 def weights_of(out: Path) -> dict[str, Any]:
-    return {k: v.numpy() for k, v in SCVI.load(out / "model").module.state_dict().items()}
+    return {k: v.numpy() for k, v in SCVI.load(out / "model", False).module.state_dict().items()}
 
 
 def wait_for(condition, process: subprocess.Popen[str]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pytest
 import training_jobs
 from training_jobs import assert_close_runs, toy_cells, toy_job
@@ -56,8 +55,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_two_workers_end_where_one_process_ends(cells: Path, tmp_path: Path, engine: str) -> None:
+def test_two_workers_end_where_one_process_ends(cells: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "batch_size": 25,
         "max_epochs": 9,
@@ -67,7 +65,7 @@ def test_two_workers_end_where_one_process_ends(cells: Path, tmp_path: Path, eng
     }
     seen: list[TrainProgress] = []
     job = toy_job(cells, **settings, job={"run_dir": str(tmp_path)})
-    job = replace(job, loader=replace(job.loader, engine=engine, readers=1))
+    job = replace(job, loader=replace(job.loader, engine="ray", readers=1))
     alone = fit(toy_job(cells, **settings))
     together = run(job, seen.append)
     assert alone.stopped_early
@@ -83,7 +81,7 @@ def test_sigterm_to_the_driver_stops_the_workers_where_they_can_go_on(
     cells: Path, tmp_path: Path
 ) -> None:
     def job(**settings: Any) -> FitJob:
-        return toy_job(cells, max_epochs=400, log_every_n_steps=1, **settings)
+        return toy_job(cells, max_epochs=400, **settings)
 
     before = signal.getsignal(signal.SIGTERM)
     told = threading.Event()
@@ -100,18 +98,16 @@ def test_sigterm_to_the_driver_stops_the_workers_where_they_can_go_on(
     assert found is not None
     assert 0 < found.cursor.global_step == stopped.steps < 2000
     limit = {"max_epochs": None, "max_steps": stopped.steps + 3}
-    resumed = run(toy_job(cells, **limit, job={"run_dir": str(tmp_path), "resume": True}))
-    # Another process may have logged at other steps; the weights are what counts.
-    straight = fit(toy_job(cells, **limit))
-    assert_close_runs(replace(resumed, history={}), replace(straight, history={}), rtol=1e-4)
+    resumed = fit(toy_job(cells, **limit, job={"run_dir": str(tmp_path), "resume": True}))
+    assert_close_runs(resumed, fit(toy_job(cells, **limit)), rtol=1e-4)
 
 
 def test_what_a_worker_cannot_do_is_told_once_and_in_its_words(tmp_path: Path) -> None:
     path = tmp_path / "cells.h5ad"
-    toy_cells().write_h5ad(path)
+    adata = toy_cells()
+    adata.X.data[17] = -3.0
+    adata.write_h5ad(path)
     job = toy_job(path, job={"run_dir": str(tmp_path / "run")})
-    with h5py.File(path, "r+") as file:
-        file["X"]["data"][17] = -3.0
     with pytest.raises(BadCounts, match="negative") as error:
         run(job)
     note = "\n".join(error.value.__notes__)

@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from scvi_dist.analysis.expression import ExpressionOptions
+from scvi_dist.analysis.importance import ImportanceOptions, _anchors, importance_weights
+from scvi_dist.analysis.laws import parameters_of
+from scvi_dist.analysis.streaming import collect
+from scvi_dist.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from scvi_dist.model import SCVI
 from scvi_dist.model.file_format import SavedModel, read_model_file, write_model_file
 
@@ -300,6 +305,53 @@ def test_scvi_tools_opens_what_we_save(pair: tuple[SCVI, Any], scvi: Any, tmp_pa
     assert back.is_trained
     again = SCVI.load(tmp_path / "ours", prefix="p_")
     assert again.init_params_ == ours.init_params_
+
+
+def test_importance_weights_are_equal(
+    pair: tuple[SCVI, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given the same draws, and the same marginal likelihoods, which both estimate."""
+    ours, theirs = pair
+    if fails_there(theirs) or ours.module.gene_likelihood not in ("zinb", "nb"):
+        pytest.skip("scvi-tools cannot weigh these, or weighs them with the wrong mean")
+    indices = np.arange(25)
+    cells = ours._cells_of(None, indices, 9, None, seed=4)
+    options, settings = ExpressionOptions(), ImportanceOptions(n_mc_samples=20, max_cells=25)
+    got = importance_weights(ours.module, cells, settings, options, n_samples=3)
+
+    def draws(group: Any) -> dict[str, torch.Tensor]:
+        inputs = ours.module._get_inference_input(group.tensors)
+        inferred = ours.module.inference(**inputs, n_samples=3)
+        given = ours.module._get_generative_input(group.tensors, inferred)
+        law = ours.module.generative(**given)["px"]
+        values = {**parameters_of(law), "scale": law.get_normalized("scale"), "z": inferred["z"]}
+        return {name: value.movedim(1, 0) for name, value in values.items()}
+
+    drawn = {
+        name: torch.from_numpy(value).movedim(0, 1)
+        for name, value in collect(ours.module, cells, draws).items()
+    }
+    zs = drawn.pop("z")
+    with quiet():
+        from scvi import distributions
+
+        law = getattr(distributions, type(_law_of(ours)).__name__)(**drawn)
+        mean, variance = ours.get_latent_representation(indices=indices, return_dist=True)
+        qz = torch.distributions.Normal(torch.tensor(mean), torch.tensor(variance).sqrt())
+        anchors = _anchors(ours.module, cells, settings)
+        monkeypatch.setattr(theirs, "get_marginal_ll", lambda *a, **k: anchors.log_px_a)
+        expected = theirs.get_importance_weights(theirs.adata, indices, qz=qz, px=law, zs=zs)
+    assert got.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(got.T.ravel(), expected, rtol=2e-3, atol=1e-6)
+
+
+def _law_of(model: SCVI) -> Any:
+    kinds = {"zinb": ZeroInflatedNegativeBinomial, "nb": NegativeBinomial}
+    one = torch.ones(1, 1)
+    given = {"mu": one, "theta": one} | (
+        {"zi_logits": one} if model.module.gene_likelihood == "zinb" else {}
+    )
+    return kinds[model.module.gene_likelihood](**given)
 
 
 # Files that scvi-tools wrote

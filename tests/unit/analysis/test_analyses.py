@@ -1,6 +1,7 @@
 """What each analysis computes."""
 
 import builtins
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,11 @@ from scvi_dist.analysis.expression import (
     ExpressionOptions,
     normalized_expression,
     sampled_expression,
+)
+from scvi_dist.analysis.importance import (
+    ImportanceOptions,
+    importance_sampled_expression,
+    importance_weights,
 )
 from scvi_dist.analysis.latent import latent_representation
 from scvi_dist.analysis.library import library_size_moments
@@ -154,6 +160,55 @@ def test_one_of_n_samples_and_n_samples_overall(module: VAE, source: OpenSource)
         sampled_expression(
             module, _cells(source), ExpressionOptions(n_samples=2), n_samples_overall=5
         )
+
+
+def test_important_draws_are_drawn_more_often(module: VAE, source: OpenSource) -> None:
+    cells = _cells(source, [4, 60, 7, 60], seed=3)
+    options = ExpressionOptions(genes=np.array([2, 0]))
+    settings = ImportanceOptions(n_mc_samples=30, n_mc_samples_per_pass=100)
+    weights = importance_weights(module, cells, settings, options, n_samples=8)
+    assert weights.shape == (4, 8)
+    assert weights.sum() == pytest.approx(1.0)
+    values, selection = importance_sampled_expression(
+        module, cells, options, settings, n_samples_overall=31
+    )
+    every = normalized_expression(module, cells, replace(options, n_samples=8, return_mean=False))
+    rows = selection.rows()
+    assert values.shape == (31, 2)
+    for value, row in zip(values, rows, strict=True):
+        candidates = every[:, cells.selection.rows() == row].reshape(-1, 2)
+        assert np.isclose(candidates, value, rtol=1e-4).all(1).any()
+    many, _ = importance_sampled_expression(
+        module, cells, options, settings, n_samples_overall=4_000
+    )
+    n = 4_000 // 4 + 1
+    exact = importance_weights(module, cells, settings, options, n_samples=n)
+    all_draws = normalized_expression(
+        module, cells, replace(options, n_samples=n, return_mean=False)
+    )
+    expected = np.einsum("ns,sng->g", exact, all_draws)
+    np.testing.assert_allclose(many.mean(0), expected, rtol=0.05)
+    truncated = importance_weights(
+        module, cells, replace(settings, truncation=True), options, n_samples=8
+    )
+    assert truncated.min() > weights.min()
+
+
+def test_weights_that_cannot_be_had(module: VAE, source: OpenSource) -> None:
+    cells, settings = _cells(source), ImportanceOptions()
+    with pytest.raises(ConfigError, match="one batch"):
+        importance_sampled_expression(
+            module,
+            cells,
+            ExpressionOptions(transform_batch=(0, 1)),
+            settings,
+            n_samples_overall=5,
+        )
+    logistic = make_module(latent_distribution="ln")
+    with pytest.raises(ConfigError, match="latent_distribution='normal'"):
+        importance_weights(logistic, cells, settings, ExpressionOptions(), n_samples=1)
+    with pytest.raises(ConfigError, match="at least 1"):
+        ImportanceOptions(max_cells=0)
 
 
 # Latent space

@@ -251,8 +251,8 @@ def test_windows_fit_their_budget(bytes_per_cell, budget, batch_size, world, mos
 def test_blocks_suit_the_store_unless_a_window_would_not_mix(chunk_rows, window, stratum):
     size = block_rows_for(chunk_rows, window, stratum)
     assert size % stratum == 0
-    assert 1 <= size <= max(64, window // 32)
-    if stratum == 1 and 64 <= chunk_rows <= window // 32:
+    assert 1 <= size <= max(64, window // 64)
+    if stratum == 1 and 64 <= chunk_rows <= window // 64:
         assert size == chunk_rows
 
 

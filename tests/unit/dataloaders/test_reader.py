@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scvi_dist.dataloaders.budget import TASKS_RESIDENT
 from scvi_dist.dataloaders.ordered_loader import tasks_in_order
-from scvi_dist.dataloaders.reader import ReadAhead, ReadLimits, one_ahead
+from scvi_dist.dataloaders.reader import ReadAhead, ReadLimits
 from scvi_dist.errors import StoreError, WaitTimeout
 
 CELLS = 10
@@ -169,59 +169,3 @@ def test_stopping_drops_what_has_not_begun():
         for t in threading.enumerate()
         if t.name.startswith("scvi_dist-read") and (t.join(30) or t.is_alive())
     ]
-
-
-class TestOneAhead:
-    def test_items_come_in_order(self):
-        items = one_ahead(iter(range(5)), limit_s=30, timed_out=lambda: "late")
-        assert list(items) == [0, 1, 2, 3, 4]
-
-    def test_the_next_item_is_made_while_one_is_in_use(self):
-        made = threading.Event()
-
-        def items():
-            yield 0
-            made.set()
-            yield 1
-
-        ahead_of = one_ahead(items(), limit_s=30, timed_out=lambda: "late")
-        assert next(ahead_of) == 0
-        assert made.wait(30)
-        ahead_of.close()
-
-    def test_errors_come_in_turn(self):
-        def items():
-            yield 0
-            raise StoreError("gone")
-
-        ahead_of = one_ahead(items(), limit_s=30, timed_out=lambda: "late")
-        assert next(ahead_of) == 0
-        with pytest.raises(StoreError, match="gone"):
-            next(ahead_of)
-
-    def test_waiting_has_a_limit_and_a_message(self):
-        release = threading.Event()
-
-        def items():
-            assert release.wait(30)
-            yield 0
-
-        try:
-            with pytest.raises(WaitTimeout, match="no cells in time"):
-                next(one_ahead(items(), limit_s=0.02, timed_out=lambda: "no cells in time"))
-        finally:
-            release.set()
-
-    def test_leaving_early_closes_what_was_iterated(self):
-        closed = threading.Event()
-
-        def items():
-            try:
-                yield from range(100)
-            finally:
-                closed.set()
-
-        ahead_of = one_ahead(items(), limit_s=30, timed_out=lambda: "late")
-        next(ahead_of)
-        ahead_of.close()
-        assert closed.wait(30)

@@ -206,6 +206,14 @@ def test_arguments_that_make_no_sense(model: SCVI) -> None:
     assert table.columns.tolist() == ["gene1"]
     with pytest.raises(ConfigError, match="uniform"):
         model.get_normalized_expression(n_samples_overall=4, weights="importnace")
+    with pytest.raises(ConfigError, match="needs n_samples_overall"):
+        model.get_normalized_expression(weights="importance")
+    with pytest.raises(ConfigError, match="did you mean 'n_mc_samples'"):
+        model.get_normalized_expression(n_samples_overall=4, n_mc_sample=3)
+    chosen = model.get_normalized_expression(
+        n_samples_overall=4, weights="importance", n_mc_samples=5
+    )
+    assert chosen.shape == (4, G)
 
 
 def test_draws_follow_torchs_seed_or_their_own(model: SCVI) -> None:

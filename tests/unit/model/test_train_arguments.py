@@ -129,6 +129,7 @@ def test_workers() -> None:
         num_workers=1, use_gpu=True, address="ray://head:10001"
     )
     assert ray_config(None, None, "auto", "cpu", "auto") == RayConfig(address="auto")
+    assert ray_config(2, None, None, "gpu", "auto") == RayConfig(num_workers=2, use_gpu=True)
     assert lightning_accelerator("cpu", None) == "cpu"
     assert lightning_accelerator("cpu", RayConfig(use_gpu=True)) == "gpu"
     assert lightning_accelerator("auto", RayConfig()) == "cpu"
