@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
 from scvi_dist.dataloaders.datamodule import CellDataModule
 from scvi_dist.dataloaders.read_plan import PlanConfig
-from scvi_dist.errors import OutputExists
+from scvi_dist.errors import CheckpointError, OutputExists
 from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
 from scvi_dist.train.callbacks import (
@@ -84,7 +85,7 @@ def fit(
         If the loss is no number.
     """
     world, extras = world or World(), extras or TrainerExtras()
-    start = starting_point(job)
+    start = _common_start(job, world)
     data = CellDataModule(
         job.source,
         job.split,
@@ -128,6 +129,21 @@ def starting_point(job: FitJob) -> Checkpoint | None:
             "run_dir to train anew."
         )
     return found
+
+
+def _common_start(job: FitJob, world: World) -> Checkpoint | None:
+    """The starting point, if all ranks see the same one."""
+    start = starting_point(job)
+    if world.size > 1:
+        mine = start.cursor.global_step if start else None
+        seen: list[int | None] = [None] * world.size
+        dist.all_gather_object(seen, mine)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"Ranks would resume from different checkpoints in {job.run_dir}: steps {seen} "
+                "by rank. run_dir has to be on a disk that all hosts see."
+            )
+    return start
 
 
 class _Run:

@@ -143,6 +143,9 @@ def _watched(trainer: TorchTrainer, collector: Any, on_progress: OnProgress | No
             trainer.fit()
         except TrainingFailedError as error:
             lost = error
+        except SystemExit:
+            # Ray Train turns Ctrl-C into the end of the process, which is not for it to decide.
+            raise KeyboardInterrupt from None
     culprit: WorkerFailure | None = _ask(collector.culprit)
     result: FitResult | None = _ask(collector.result)
     if result is not None and lost is None:

@@ -4,7 +4,7 @@
 
 Both sides train on the very same cells (scvi-tools' own split for the seed), for as many epochs,
 with the same global batch size and the same settings. Printed are the validation ELBO of both
-(lower is better), their relative difference, and, on the cell lines, how well lines separate and
+(higher is better), their relative difference, and, on the cell lines, how well lines separate and
 batches mix in both latent spaces.
 """
 

@@ -11,7 +11,10 @@ def frail_ray() -> Iterator[None]:
     """A Ray on this machine with three logical CPUs, gone after the tests of a file."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray")
-    ray.shutdown()
+    if ray.is_initialized():
+        # That of other tests: only workers are killed here, which it survives.
+        yield
+        return
     ray.init(
         num_cpus=3,
         include_dashboard=False,

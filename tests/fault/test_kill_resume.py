@@ -1,4 +1,4 @@
-"""A process that is killed at any moment costs the steps since its last checkpoint, nothing else."""
+"""A process that is killed costs the steps since its last checkpoint, and nothing else."""
 
 import os
 import signal

@@ -121,5 +121,5 @@ def test_what_cannot_work_is_refused_before_anything_starts(cells: Path) -> None
     with pytest.raises(ConfigError, match="in this process's memory"):
         run(toy_job(toy_cells()))
     many = RayConfig(num_workers=99)
-    with pytest.raises(ConfigError, match="99 workers .* need 99 CPU, but the Ray .* has 4"):
+    with pytest.raises(ConfigError, match=r"99 workers .* need 99 CPU, but the Ray .* has 4"):
         ray_train.run(toy_job(cells), many)

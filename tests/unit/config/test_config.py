@@ -260,6 +260,27 @@ def test_no_key_has_two_owners() -> None:
         assert any(key.startswith(f"{section.name}.") for key in run_keys())
 
 
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "run.yaml"
+
+
+def test_the_example_is_a_run_file_with_every_section(tmp_path: Path) -> None:
+    config = load_run(EXAMPLE)
+    assert config.train.fit.early_stopping is not None
+    assert config.train.plan.lr == 1e-3
+    for section in SECTIONS[1:]:
+        assert f"{section.rpartition('.')[2]}:" in EXAMPLE.read_text()
+
+
+def test_the_example_can_be_planned_on_a_simulated_atlas(tmp_path: Path) -> None:
+    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.job import plan_job
+
+    atlas = simulate_atlas(tmp_path / "atlas", n_cells=600, n_genes=20, n_shards=2)
+    overrides = [f"data.store={atlas.zarr}", f"output.dir={tmp_path}/out"]
+    plan = plan_job(load_run(EXAMPLE, overrides))
+    assert (plan.n_cells, plan.workers, plan.output_state) == (600, 2, "new")
+
+
 def test_reading_a_config_loads_no_engine() -> None:
     code = (
         "import sys, scvi_dist.config as c\n"
