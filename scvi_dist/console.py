@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SPARSE_S = 15.0
 """Seconds between two lines of progress where no bar can move."""
 
+NAME_WIDTH = 12
+"""Columns for the name of a step, so that what is said of it stands below each other."""
+
 Update = Callable[[float, str], None]
 """Takes the part done, 0 … 1, and a few words."""
 
@@ -126,14 +129,14 @@ class Display:
     def _done(self, name: str, said: str, seconds: float) -> None:
         if self._quiet:
             return
-        words = f" {escape(said)}" if said else ""
+        words = f"{escape(f'{name:<{NAME_WIDTH}}')} {escape(said)}" if said else escape(name)
         took = f" [dim]({_duration(seconds)})[/dim]" if seconds >= 0.1 else ""
-        self.console.print(f"[green]✓[/green] {escape(name)}{words}{took}")
+        self.console.print(f"[green]✓[/green] {words}{took}")
 
     @contextmanager
     def _bar(self, name: str) -> Iterator[Update]:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn(f"  {{task.description:<{NAME_WIDTH}}}"),
             BarColumn(bar_width=28),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(compact=True),

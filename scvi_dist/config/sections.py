@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from scvi_dist.config.build import INLINE, convert, hidden, is_code
 from scvi_dist.config.run_file import RunFile
 from scvi_dist.data.setup import SetupArgs
-from scvi_dist.dataloaders.loader import LoaderConfig
+from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.split import SplitConfig
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.tracking import TrackingConfig

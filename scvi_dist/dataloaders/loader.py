@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -11,47 +10,15 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.data.store import Store
 from scvi_dist.dataloaders.budget import block_rows_for, fit_window, scratch_bytes_for
 from scvi_dist.dataloaders.collate import CountGuard
+from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import RowSet
 from scvi_dist.dataloaders.source import CellSource, OpenSource, opened
-from scvi_dist.errors import CheckpointError, ConfigError, did_you_mean
+from scvi_dist.errors import CheckpointError
 
-ENGINES = ("auto", "local", "ray")
+__all__ = ["LoaderConfig", "PlanLoader", "make_plan", "planned_bytes"]
+
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderConfig:
-    """How cells are read."""
-
-    engine: str = "auto"
-    """``local`` reads in the rank's process, ``ray`` on the cluster's CPUs; see ``engine.py``."""
-    budget_bytes: int = 1 << 30
-    """What one rank's loaders may hold in cells."""
-    n_threads: int = 2
-    """Threads of a rank that read (local engine)."""
-    window_cells: int = 32_768
-    """Cells shuffled together, over all ranks; fewer where the budget asks for it."""
-    block_rows: int | None = None
-    """Consecutive rows that stay together on their way; ``None``: as the store's chunks suggest."""
-    reader_cpus: float = 1.0
-    """CPUs that Ray reserves for each reader task."""
-    readers: int = 2
-    """Most reader tasks that work for a rank at once (Ray engine)."""
-    wait_limit_s: float = 600.0
-    """Longest wait for data before an error."""
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(
-                f"engine {self.engine!r} does not exist; {did_you_mean(self.engine, ENGINES)}"
-            )
-        for name in ("budget_bytes", "n_threads", "window_cells", "readers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, seen {getattr(self, name)}.")
-        for name in ("reader_cpus", "wait_limit_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, seen {getattr(self, name)}.")
 
 
 def make_plan(

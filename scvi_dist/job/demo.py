@@ -33,7 +33,7 @@ tracking:
 output:
   dir: {output}
   colour_by: [batch, cell_type]
-  map_cells: 3000
+  map_cells: 2000
 """
 
 
@@ -110,7 +110,7 @@ def simulate(options: DemoOptions, folder: Path, display: Display) -> None:
             )
         display.note(f"the atlas in {folder} is used again.")
         return
-    with display.progress("Simulated an atlas") as (update, step):
+    with display.progress("Atlas") as (update, step):
         made = simulate_atlas(
             folder,
             **sizes,

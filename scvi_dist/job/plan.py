@@ -15,14 +15,14 @@ from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.schema import Schema, fit_schema
 from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
-from scvi_dist.dataloaders.loader import make_plan
+from scvi_dist.dataloaders.loader import make_plan, planned_bytes
 from scvi_dist.dataloaders.split import Split, split_rows
 from scvi_dist.errors import OutputExists
 from scvi_dist.job.output_folder import clash, read_state, run_facts, wanted_stages
 from scvi_dist.tracking import redact
 
-LIBRARIES_BYTES = 700 << 20
-"""Resident size of a process that has imported torch, Lightning and Ray, before any data."""
+LIBRARIES_BYTES = 900 << 20
+"""Resident size of a rank with torch, Lightning, Ray and MLflow loaded, before any data."""
 
 ACTIVATIONS = 8
 """Arrays of cells x genes that a training step holds at once, at most: counts, the decoder's
@@ -235,7 +235,7 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
         read_bytes_per_epoch=int(n_read * store.bytes_per_cell),
         memory=MemoryPlan(
             libraries=LIBRARIES_BYTES,
-            reading=reading.memory_bytes(store.bytes_per_cell, world),
+            reading=planned_bytes(reading, store, share, world),
             codes=CodedObs.estimate_nbytes(schema, store.n_obs),
             model=4 * FLOAT * n_parameters,
             step=ACTIVATIONS * FLOAT * per_rank * store.n_vars,

@@ -87,11 +87,11 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
     """
     start = time.monotonic()
     display = display or Display(quiet=True)
-    with display.step("Opened the store") as step:
+    with display.step("Store") as step:
         store = open_run_store(config)
         step.say(f"{store.n_obs:,} cells x {store.n_vars:,} genes, {store.locator.redacted_url}")
     with closing(store):
-        with display.step("Planned the run") as step:
+        with display.step("Plan") as step:
             schema = fit_schema(store, config.setup)
             plan = plan_run(config, store, schema)
             step.say(_in_short(plan))
@@ -129,7 +129,8 @@ def _train(job: _Job) -> Any:
         display.note("this run is finished: nothing is left to do.")
         return None
     if folder.remembered("model") is not None:
-        with display.step("Opened the trained model"):
+        with display.step("Model") as step:
+            step.say(str(path))
             return model_class.load(path, job.manager.store)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.fit.seed)
@@ -143,8 +144,7 @@ def _train(job: _Job) -> Any:
         run_dir=str(folder.path),
         resume=folder.checkpoints_exist,
     )
-    with display.progress("Trained" if not settings.resume else "Went on training") as progress:
-        update, step = progress
+    with display.progress("Training") as (update, step):
         update(0.0, "starting the workers" if settings.ray else "starting")
         fitted = model.fit(
             settings,
@@ -154,6 +154,7 @@ def _train(job: _Job) -> Any:
         step.say(
             f"{fitted.epochs} epochs, {fitted.steps:,} steps, {fitted.cells_per_s:,.0f} cells/s"
             + (", stopped early" if fitted.stopped_early else "")
+            + (", went on from a checkpoint" if settings.resume else "")
         )
     if fitted.interrupted:
         raise _Interrupted
@@ -182,10 +183,10 @@ def _evaluate(job: _Job, model: Any) -> None:
     if rows is None or not len(rows):
         name, rows = "training", model.train_indices
     seed = job.config.train.fit.seed
-    with job.display.step(f"Evaluated on {name} cells") as step:
+    with job.display.step("Evaluation") as step:
         rows = results.some_of(rows, job.config.output.evaluate_cells, seed)
         found = results.evaluate(model, job.source, rows, seed)
-        step.say(f"ELBO {found['elbo']:,.2f} nats per cell, {len(rows):,} cells")
+        step.say(f"ELBO {found['elbo']:,.2f} nats per cell, on {len(rows):,} {name} cells")
     job.result.metrics = {f"evaluation/{key}": value for key, value in found.items()}
     # They go to MLflow with the model that they are of.
     job.folder.done("evaluation", job.result.metrics)
@@ -206,7 +207,7 @@ def _register(job: _Job, model: Any) -> None:
         var_names_digest=_names_digest(schema.var_names),
         schema_digest=schema.digest(),
     )
-    with job.display.step("Logged the model in MLflow") as step:
+    with job.display.step("Registration") as step:
         job.tracker.log_model(
             job.folder.path / "model",
             name=MODEL,
@@ -234,7 +235,7 @@ def _write_latent(job: _Job, model: Any) -> None:
     job.result.latent = str(path)
     if job.folder.remembered("latent") is not None:
         return
-    with job.display.progress("Wrote the latent space") as (update, step):
+    with job.display.progress("Latent space") as (update, step):
         results.write_latent(model, job.source, path, lambda part: update(part, ""))
         step.say(f"{job.plan.n_cells:,} x {model.module.n_latent}, {path.name}")
     job.folder.done("latent")
@@ -250,7 +251,7 @@ def _draw(job: _Job, model: Any) -> None:
         return
     folder = job.folder.path / "figures"
     title = f"{job.config.model.name} on {_store_name(job.config)}"
-    with job.display.step("Drew the figures") as step:
+    with job.display.step("Figures") as step:
         paths = [
             results.draw_loss(model.history, folder / "loss.png", title),
             results.draw_map(model, job.source, job.config, folder / "latent.png"),
@@ -271,7 +272,7 @@ def _recorded(job: _Job) -> Iterator[None]:
         job.result.where_to_look = (folder.remembered("registration") or {}).get("look", "")
         yield
         return
-    with display.step("Started the MLflow run") as step:
+    with display.step("MLflow run") as step:
         job.tracker = tracker = Tracker.start_run(config.tracking, folder.path)
         step.say(tracker.run_id[:8] if tracker.ref else "not at all: tracking is off")
     if config.train.ray.address is not None and "sqlite" in plan.tracking:

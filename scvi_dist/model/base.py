@@ -6,6 +6,7 @@ A model *has* these things; it is none of them.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +15,26 @@ import torch
 
 from scvi_dist.data.filesystem import normalise_url, redact_url
 from scvi_dist.data.schema import Schema
-from scvi_dist.errors import ConfigError, NotTrained
+from scvi_dist.errors import NotTrained
 from scvi_dist.model.binding import DataBinding, Source
 from scvi_dist.model.data_access import DataAccess
 from scvi_dist.model.device import resolve_device
 from scvi_dist.model.file_format import SavedModel
 from scvi_dist.model.history import History, as_history, continued
 from scvi_dist.model.indices import TrainedCells
+from scvi_dist.model.progress import is_watched, progress_bar
 from scvi_dist.model.saving import (
     check_weights,
-    init_arguments,
     read_directory,
+    read_model,
     save_directory,
     saved_cells,
 )
-from scvi_dist.model.training import FitSettings, run
+from scvi_dist.model.training import FitSettings, record_setup, run, tracked
 from scvi_dist.module.base import BaseModule
 
 if TYPE_CHECKING:
-    from scvi_dist.tracking import Tracker
+    from scvi_dist.tracking import Tracker, TrackingConfig
     from scvi_dist.train.fit_job import FitResult
     from scvi_dist.train.progress import OnProgress
 
@@ -187,6 +189,26 @@ class BaseModel(DataAccess, ABC):
             self.run_id_ = tracker.run_id
         return result
 
+    def _train(
+        self,
+        settings: FitSettings,
+        tracking: "Tracker | TrackingConfig | str | None",
+        on_progress: "OnProgress | None",
+        options: Mapping[str, Any],
+    ) -> None:
+        """:meth:`fit`, with what belongs to a call by hand: a record, and a progress bar."""
+
+        def describe(tracker: "Tracker") -> None:
+            record_setup(tracker, self._binding.manager_for(), settings, self.init_params_)
+
+        shows = options.get("enable_progress_bar", True) and on_progress is None and is_watched()
+        with (
+            tracked(tracking, self.run_name, settings.run_dir, describe) as tracker,
+            progress_bar() if shows else nullcontext(on_progress) as report,
+        ):
+            callbacks = options.get("callbacks") or ()
+            self.fit(settings, tracker=tracker, on_progress=report, callbacks=callbacks)
+
     # Disk
 
     def save(
@@ -267,20 +289,11 @@ class BaseModel(DataAccess, ABC):
         SchemaMismatch
             The file or the data is of another kind.
         """
-        where = redact_url(normalise_url(dir_path))
         there = resolve_device(accelerator, device)
-        saved = read_directory(dir_path, prefix, backup_url)
-        registry = saved.attributes.get("registry_")
-        if registry is None:
-            raise ConfigError(f"{where} has no registry_: it is not a model of scvi-tools.")
-        written_by = registry.get("model_name", cls.__name__)
-        if written_by not in (cls.__name__, *(allowed_classes_names_list or ())):
-            raise ConfigError(
-                f"{where} holds a {written_by} model, not a {cls.__name__} model. "
-                f"Load it with scvi_dist.model.{written_by}.load."
-            )
-        schema = Schema.from_registry(registry, saved.var_names.tolist())
-        model = cls._from_file(schema, init_arguments(saved.attributes, where), saved, where)
+        allowed = (cls.__name__, *(allowed_classes_names_list or ()))
+        saved, schema, arguments = read_model(dir_path, prefix, backup_url, allowed)
+        where = redact_url(normalise_url(dir_path))
+        model = cls._from_file(schema, arguments, saved, where)
         model._restore(saved.attributes)
         model.to_device(there)
         cells = saved_cells(dir_path, prefix) if adata is None else adata

@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from scvi_dist.data.filesystem import (
     redact_url,
 )
 from scvi_dist.data.manager import AnnDataManager
+from scvi_dist.data.schema import Schema
 from scvi_dist.data.writer import write_h5ad
 from scvi_dist.errors import ConfigError, OutputExists, SchemaMismatch, StoreNotFound, UnsafeFile
 from scvi_dist.model.file_format import SavedModel, read_model_file, write_model_file
@@ -114,6 +115,31 @@ def read_directory(
                 "the directory that save() wrote, and its prefix if it was given one."
             )
     return read_model_file(url)
+
+
+def read_model(
+    dir_path: PathLike, prefix: str | None, backup_url: str | None, allowed: Sequence[str]
+) -> tuple[SavedModel, Schema, dict[str, Any]]:
+    """A saved model, the schema of its data, and the arguments of its constructor.
+
+    Raises
+    ------
+    ConfigError
+        The model's class is not among the allowed ones.
+    """
+    where = redact_url(normalise_url(dir_path))
+    saved = read_directory(dir_path, prefix, backup_url)
+    registry = saved.attributes.get("registry_")
+    if registry is None:
+        raise SchemaMismatch(f"{where} has no registry_: it is not a model of scvi-tools.")
+    written_by = registry.get("model_name", allowed[0])
+    if written_by not in allowed:
+        raise ConfigError(
+            f"{where} holds a {written_by} model, not a {allowed[0]} model. "
+            f"Load it with scvi_dist.model.{written_by}.load."
+        )
+    schema = Schema.from_registry(registry, saved.var_names.tolist())
+    return saved, schema, init_arguments(saved.attributes, where)
 
 
 def _fetch(source: str, target: str) -> None:

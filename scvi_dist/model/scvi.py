@@ -2,19 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs
-from scvi_dist.dataloaders.loader import LoaderConfig
+from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.errors import ConfigError
 from scvi_dist.model.binding import DataBinding, Source, set_up
 from scvi_dist.model.count_model import CountModel
 from scvi_dist.model.count_modules import new_vae
 from scvi_dist.model.device import resolve_device
-from scvi_dist.model.progress import is_watched, progress_bar
 from scvi_dist.model.train_arguments import (
     as_mapping,
     lightning_accelerator,
@@ -23,7 +21,7 @@ from scvi_dist.model.train_arguments import (
     train_config,
     training_plan_config,
 )
-from scvi_dist.model.training import FitSettings, record_setup, tracked
+from scvi_dist.model.training import FitSettings
 
 if TYPE_CHECKING:
     from scvi_dist.tracking import Tracker, TrackingConfig
@@ -194,6 +192,7 @@ class SCVI(CountModel):
         run_dir: str | os.PathLike[str] | None = None,
         tracking: "Tracker | TrackingConfig | str | None" = None,
         engine: str = "auto",
+        budget_bytes: int = LoaderConfig().budget_bytes,
         seed: int = 0,
         resume: bool = False,
         on_progress: "OnProgress | None" = None,
@@ -230,6 +229,8 @@ class SCVI(CountModel):
             Record the run in MLflow: a tracker, a config, or ``"auto"`` or a URI.
         engine
             What reads the cells: ``"auto"``, ``"local"`` or ``"ray"``.
+        budget_bytes
+            What one worker may hold in cells, whatever the size of the store.
         seed
             Of split, order and noise.
         resume
@@ -260,22 +261,12 @@ class SCVI(CountModel):
             ),
             plan=training_plan_config(plan_config, plan_kwargs),
             split=split,
-            loader=LoaderConfig(engine=engine),
+            loader=LoaderConfig(engine=engine, budget_bytes=budget_bytes),
             ray=ray,
             run_dir=None if run_dir is None else str(Path(run_dir).absolute()),
             resume=resume,
         )
-        shows = options.get("enable_progress_bar", True) and on_progress is None and is_watched()
-
-        def describe(tracker: "Tracker") -> None:
-            record_setup(tracker, self._binding.manager_for(), settings, self.init_params_)
-
-        with (
-            tracked(tracking, self.run_name, settings.run_dir, describe) as tracker,
-            progress_bar() if shows else nullcontext(on_progress) as report,
-        ):
-            callbacks = options.get("callbacks") or ()
-            self.fit(settings, tracker=tracker, on_progress=report, callbacks=callbacks)
+        self._train(settings, tracking, on_progress, options)
         # Workers may have had devices that this process has not.
         self.to_device(
             resolve_device(accelerator if ray is None or accelerator == "cpu" else "auto")

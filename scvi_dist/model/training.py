@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.store import StoreLocator
 from scvi_dist.dataloaders.budget import block_rows_for
-from scvi_dist.dataloaders.loader import LoaderConfig
+from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.source import CellSource, is_in_memory
 from scvi_dist.dataloaders.split import Split, SplitConfig, split_rows
 from scvi_dist.errors import ConfigError, StoreError

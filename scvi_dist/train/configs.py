@@ -95,7 +95,8 @@ class TrainConfig:
     seed: int = 0
     """Of the order of cells and of the noise."""
     sync_batchnorm: bool = True
-    """Whether batch statistics are those of the global minibatch."""
+    """Whether batch statistics are those of the global minibatch. If not, each rank normalises with
+    those of its own cells, and the weights depend on the number of ranks."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "keep_checkpoints", "log_every_n_steps"):

@@ -10,13 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
 from scvi_dist.dataloaders.datamodule import CellDataModule
 from scvi_dist.dataloaders.read_plan import PlanConfig
-from scvi_dist.errors import CheckpointError, OutputExists
 from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
 from scvi_dist.train.callbacks import (
@@ -28,13 +26,7 @@ from scvi_dist.train.callbacks import (
     WatchLoss,
     handler_restored,
 )
-from scvi_dist.train.checkpoint import (
-    Checkpoint,
-    checkpoints_dir,
-    latest_checkpoint,
-    prune_checkpoints,
-    write_checkpoint,
-)
+from scvi_dist.train.checkpoint import Checkpoint, prune_checkpoints, write_checkpoint
 from scvi_dist.train.configs import NEVER, World
 from scvi_dist.train.feed import EpochFeed, ValidationFeed
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
@@ -48,10 +40,8 @@ from scvi_dist.train.run_state import (
     restore_trainer,
     set_counters,
 )
+from scvi_dist.train.start import READ_PLAN, common_start
 from scvi_dist.train.training_plan import TrainingPlan
-
-READ_PLAN = "read_plan"
-"""Among a checkpoint's facts: the settings of the read plan, to make it again."""
 
 
 def fit(
@@ -85,7 +75,7 @@ def fit(
         If the loss is no number.
     """
     world, extras = world or World(), extras or TrainerExtras()
-    start = _common_start(job, world)
+    start = common_start(job, world)
     data = CellDataModule(
         job.source,
         job.split,
@@ -109,41 +99,6 @@ def fit(
         data.close()
         if attached:
             tracker.finish()
-
-
-def starting_point(job: FitJob) -> Checkpoint | None:
-    """The checkpoint that a job goes on from; ``None`` to train from the start.
-
-    Raises
-    ------
-    OutputExists
-        If there are checkpoints that the job did not ask to resume from.
-    """
-    if job.run_dir is None:
-        return None
-    found = latest_checkpoint(job.run_dir)
-    if found is not None and not job.resume:
-        raise OutputExists(
-            f"{checkpoints_dir(job.run_dir)} holds a checkpoint of step "
-            f"{found.cursor.global_step}. Set resume=True to go on from it, or choose another "
-            "run_dir to train anew."
-        )
-    return found
-
-
-def _common_start(job: FitJob, world: World) -> Checkpoint | None:
-    """The starting point, if all ranks see the same one."""
-    start = starting_point(job)
-    if world.size > 1:
-        mine = start.cursor.global_step if start else None
-        seen: list[int | None] = [None] * world.size
-        dist.all_gather_object(seen, mine)
-        if len(set(seen)) > 1:
-            raise CheckpointError(
-                f"Ranks would resume from different checkpoints in {job.run_dir}: steps {seen} "
-                "by rank. run_dir has to be on a disk that all hosts see."
-            )
-    return start
 
 
 class _Run:

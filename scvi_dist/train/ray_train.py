@@ -25,9 +25,10 @@ from scvi_dist.errors import ConfigError, TrainingFailed
 from scvi_dist.train.callbacks import handler_restored
 from scvi_dist.train.collector import Collector, WorkerFailure
 from scvi_dist.train.configs import RayConfig, World
-from scvi_dist.train.fit import fit, starting_point
+from scvi_dist.train.fit import fit
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
 from scvi_dist.train.progress import OnProgress, TrainProgress
+from scvi_dist.train.start import starting_point
 
 ANSWER_S = 60.0
 """Longest wait for an answer of the collector, which does nothing that takes time."""

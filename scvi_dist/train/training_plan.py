@@ -1,6 +1,7 @@
 """The Lightning module that trains any scvi_dist module: loss, KL warm-up, metrics, optimizer."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from inspect import signature
 from typing import Any
@@ -160,6 +161,9 @@ class TrainingPlan(pl.LightningModule):
             stop = batch.start + batch.n_cells
             self._noise.at(seed, step, batch.start, stop, batch.n_global)
         self._padding.n_cells = batch.n_padding
+        if self.config.compile:
+            # Sparse counts have another size in each batch; compiled code wants equal ones.
+            batch = replace(batch, x=batch.dense_x(), _dense=[])
         _, _, output = self._call(batch, loss_kwargs=self._loss_kwargs)
         return output
 

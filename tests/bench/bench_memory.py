@@ -75,7 +75,7 @@ def main() -> None:
         for n in sizes:
             target = folder / f"atlas_{n}x{arguments.genes}"
             if not target.exists():
-                simulate_atlas(target, n_cells=n, n_genes=arguments.genes, n_shards=0)
+                simulate_atlas(target, n_cells=n, n_genes=arguments.genes, n_shards=1)
             urls[n] = str(next(target.glob("*.zarr")))
         budget_bytes = arguments.budget_mb * MEGABYTE
         for n in arguments.cells:

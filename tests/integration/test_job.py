@@ -224,7 +224,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
 
     again = scvi_dist("run", "run.yaml", "output.map_cells=100", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "Went on training" in again.stderr
+    assert "went on from a checkpoint" in again.stderr
     run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.tags["scvi_dist.restarts"] == "1"

@@ -167,25 +167,22 @@ def _mean_of(draw: Callable[[], Any], n: int) -> np.ndarray:
 
 def test_bounds_and_likelihoods_agree(pair: tuple[SCVI, Any]) -> None:
     ours, theirs = pair
+    each = {"return_mean": False, "indices": np.arange(80)}
     with quiet():
-        elbo = _mean_of(lambda: theirs.get_elbo(return_mean=False), 15)
-        error = _mean_of(
-            lambda: theirs.get_reconstruction_error(return_mean=False)["reconstruction_loss"], 15
-        )
-        marginal = theirs.get_marginal_ll(n_mc_samples=30, return_mean=False).numpy()
+        elbo = _mean_of(lambda: theirs.get_elbo(**each), 8)
+        error = _mean_of(lambda: theirs.get_reconstruction_error(**each)["reconstruction_loss"], 8)
+        marginal = theirs.get_marginal_ll(n_mc_samples=20, **each).numpy()
         types = [type(theirs.get_elbo()), type(theirs.get_marginal_ll(n_mc_samples=1))]
-    got = _mean_of(lambda: ours.get_elbo(return_mean=False), 15)
-    near = 0.1 if uses_prior(ours) else 5e-3
+    got = _mean_of(lambda: ours.get_elbo(**each), 8)
+    near = 0.15 if uses_prior(ours) else 1e-2
     np.testing.assert_allclose(got.mean(), elbo.mean(), rtol=near)
-    assert np.corrcoef(got, elbo)[0, 1] > 0.95
-    got = _mean_of(
-        lambda: ours.get_reconstruction_error(return_mean=False)["reconstruction_loss"], 15
-    )
+    assert np.corrcoef(got, elbo)[0, 1] > 0.9
+    got = _mean_of(lambda: ours.get_reconstruction_error(**each)["reconstruction_loss"], 8)
     np.testing.assert_allclose(got.mean(), error.mean(), rtol=near)
-    got = ours.get_marginal_ll(n_mc_samples=30, n_mc_samples_per_pass=10, return_mean=False)
+    got = ours.get_marginal_ll(n_mc_samples=20, n_mc_samples_per_pass=10, **each)
     if ours.module.latent_distribution == "normal":
         # For the other scvi-tools takes densities of z after the softmax, which are not its own.
-        rtol = 0.1 if ours.module.gene_likelihood == "normal" or uses_prior(ours) else 3e-3
+        rtol = 0.15 if ours.module.gene_likelihood == "normal" or uses_prior(ours) else 5e-3
         np.testing.assert_allclose(got.numpy().mean(), marginal.mean(), rtol=rtol)
     assert isinstance(ours.get_elbo(), types[0])
     assert isinstance(ours.get_marginal_ll(n_mc_samples=1), float)
@@ -201,11 +198,11 @@ def test_expression_agrees(pair: tuple[SCVI, Any], library_size: Any) -> None:
     genes = theirs.adata.var_names[::-2].tolist()
     batches = BATCHES if theirs.summary_stats.n_batch > 1 else None
     arguments = {
-        "indices": np.arange(60)[::-1],
+        "indices": np.arange(40)[::-1],
         "gene_list": genes,
         "library_size": library_size,
         "transform_batch": batches,
-        "n_samples": 150,
+        "n_samples": 100,
     }
     with quiet():
         expected = theirs.get_normalized_expression(**arguments)
@@ -274,9 +271,9 @@ def test_likelihood_parameters_agree(pair: tuple[SCVI, Any]) -> None:
         pytest.skip("scvi-tools cannot decode several draws with a batch embedding")
     indices = np.arange(30)[::-1]
     with quiet():
-        expected = theirs.get_likelihood_parameters(indices=indices, n_samples=100)
+        expected = theirs.get_likelihood_parameters(indices=indices, n_samples=50)
         single = theirs.get_likelihood_parameters(indices=indices)
-    got = ours.get_likelihood_parameters(indices=indices, n_samples=100)
+    got = ours.get_likelihood_parameters(indices=indices, n_samples=50)
     got_single = ours.get_likelihood_parameters(indices=indices)
     assert set(got) == set(expected)
     for name, value in expected.items():

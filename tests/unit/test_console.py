@@ -28,10 +28,12 @@ def make(clock: Clock, quiet: bool = False) -> tuple[Display, io.StringIO, io.St
 
 def test_a_step_is_a_line_with_what_came_of_it_and_how_long_it_took(clock: Clock) -> None:
     display, told, _ = make(clock)
-    with display.step("Opened [the] store") as step:
+    with display.step("A [x] store") as step:
         clock.now += 3
         step.say("5 cells [x] 2")
-    assert told.getvalue() == "✓ Opened [the] store 5 cells [x] 2 (3.0 s)\n"
+    with display.step("Plan") as step:
+        step.say("of it")
+    assert told.getvalue() == "✓ A [x] store  5 cells [x] 2 (3.0 s)\n✓ Plan         of it\n"
 
 
 def test_a_step_that_fails_is_not_ticked(clock: Clock) -> None:

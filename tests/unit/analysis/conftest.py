@@ -15,7 +15,7 @@ from scvi_dist.data.schema import SetupArgs, fit_schema
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.module import VAE
 
-N_CELLS, N_GENES = 90, 12
+N_CELLS, N_GENES = 60, 12
 SETUP = SetupArgs(
     batch_key="batch",
     labels_key="label",

@@ -29,11 +29,8 @@ from scvi_dist.module import VAE
 from tests.unit.analysis.conftest import KINDS, N_CELLS, SETUP, make_adata, make_module
 
 ORDERS = {
-    "all": None,
-    "stretch": list(range(20, 50)),
     "reversed": list(range(N_CELLS))[::-1],
-    "scattered": [50, 3, 88, 7, 0],
-    "repeated": [5, 2, 5, 5, 71, 2],
+    "repeated": [50, 2, 50, 50, 7, 2],
     "negative": [-1, 0, -N_CELLS],
     "mask": np.arange(N_CELLS) % 3 == 0,
 }
@@ -59,7 +56,7 @@ ANALYSES: dict[str, Analysis] = {
         "reconstruction_loss"
     ].numpy(),
     "marginal likelihood": lambda m, c: marginal_ll(
-        m, c, n_mc_samples=7, n_mc_samples_per_pass=3, return_mean=False
+        m, c, n_mc_samples=3, n_mc_samples_per_pass=2, return_mean=False
     ).numpy(),
     "expression": lambda m, c: normalized_expression(
         m, c, ExpressionOptions(n_samples=3, transform_batch=(0, 2), library_size=100.0)
@@ -101,7 +98,7 @@ def test_batches_and_blocks_change_nothing(module: VAE, source: OpenSource, name
     order = np.random.default_rng(1).permutation(N_CELLS)
     results = [
         ANALYSES[name](module, _cells(source, order, batch_size=size, budget_bytes=budget))
-        for size, budget in ((128, 1 << 20), (1, 1 << 20), (17, 2_000), (90, 1))
+        for size, budget in ((128, 1 << 20), (7, 900), (N_CELLS - 1, 1))
     ]
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=2e-4, atol=1e-5)
@@ -112,7 +109,7 @@ def test_every_store_gives_the_same(
     module: VAE, source: OpenSource, stores: dict[str, Store], kind: str
 ) -> None:
     there = OpenSource(stores[kind], fit_schema(stores[kind], SETUP))
-    indices = [40, 3, 3, 89, 0, 17]
+    indices = [40, 3, 3, N_CELLS - 1, 0, 17]
     for name in ("latent mean", "predictive"):
         expected = ANALYSES[name](module, _cells(source, indices))
         np.testing.assert_allclose(
@@ -245,7 +242,7 @@ def test_a_store_holds_what_memory_would_and_goes_on_after_a_crash(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    order = np.random.default_rng(3).permutation(N_CELLS)[:70]
+    order = np.random.default_rng(3).permutation(N_CELLS)[:55]
     cells = _cells(source, order, batch_size=8)
     width = {"latent": 4, "posterior": 8, "expression": 2, "predictive": 2, "library": 1}[name]
     output = Output(url=tmp_path / "out.zarr", budget_bytes=4 * width * 20)
@@ -322,12 +319,12 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
     """Peak memory of writing results is that of a block and a shard."""
     module = make_module()
     peaks = []
-    for n in (2_000, 16_000):
+    for n in (1_000, 8_000):
         make_adata(n).write_h5ad(tmp_path / f"{n}.h5ad")
         store = open_store(tmp_path / f"{n}.h5ad")
         there = OpenSource(store, fit_schema(store, SETUP))
-        cells = _cells(there, batch_size=500, budget_bytes=200_000)
-        output = Output(url=tmp_path / f"{n}.zarr", budget_bytes=4 * 12 * 1_000)
+        cells = _cells(there, batch_size=250, budget_bytes=100_000)
+        output = Output(url=tmp_path / f"{n}.zarr", budget_bytes=4 * 12 * 500)
         _ = there.coded_obs
         tracemalloc.start()
         normalized_expression(module, cells, ExpressionOptions(), out=output)
@@ -335,8 +332,8 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
         tracemalloc.stop()
         store.close()
     # The names of the cells are the one thing that is held for all: about 100 bytes a cell.
-    assert peaks[1] - peaks[0] < 14_000 * 250
-    assert 14_000 * 4 * 12 * 4 > 14_000 * 250 or peaks[1] < 2 * peaks[0] + 14_000 * 250
+    assert peaks[1] - peaks[0] < 7_000 * 250
+    assert 7_000 * 4 * 12 * 4 > 7_000 * 250 or peaks[1] < 2 * peaks[0] + 7_000 * 250
 
 
 # Selections

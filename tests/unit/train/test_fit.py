@@ -1,7 +1,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.dataloaders.split import SplitConfig
 from scvi_dist.errors import CheckpointError, ConfigError, OutputExists, TrainingFailed
 from scvi_dist.module import LossOutput
+from scvi_dist.tracking import NullTracker
 from scvi_dist.train.checkpoint import latest_checkpoint, list_checkpoints
 from scvi_dist.train.configs import EarlyStoppingConfig
 from scvi_dist.train.diagnosis import all_finite
@@ -280,3 +281,37 @@ def test_a_plateau_reduces_the_learning_rate(make_job: MakeJob) -> None:
     result = fit(make_job(plan=REDUCE_LR))
     rates = [value for _, value in result.history["lr-Adam"]]
     assert rates == pytest.approx([1e-3, 6e-4, 3.6e-4])
+
+
+class Recorder(NullTracker):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.told.append((step, dict(values)))
+
+
+def test_the_tracker_hears_of_steps_and_of_epochs(make_job: MakeJob) -> None:
+    tracker = Recorder()
+    result = fit(make_job(log_every_n_steps=5, check_val_every_n_epoch=1), tracker=tracker)
+    by_step = [(step, told) for step, told in tracker.told if "train_loss_step" in told]
+    by_epoch = [(epoch, told) for epoch, told in tracker.told if "train_loss" in told]
+    assert [step for step, _ in by_step] == [5, 10, 15]
+    assert {"kl_weight", "learning_rate", "cells_per_s", "wait_fraction"} < set(by_step[0][1])
+    assert [epoch for epoch, _ in by_epoch] == [0, 1, 2]
+    for epoch, told in by_epoch:
+        assert told == {k: v[epoch][1] for k, v in result.history.items() if k != "kl_weight"}
+    # The five steps of an epoch have the mean that the epoch has.
+    for (_, steps), (_, epoch) in zip(by_step, by_epoch, strict=True):
+        assert steps["train_loss_step"] == pytest.approx(epoch["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 1e-3}])
+def test_other_arithmetic_ends_near(make_job: MakeJob, change: dict) -> None:
+    plain = fit(make_job(max_epochs=1))
+    changed = fit(make_job(max_epochs=1, **change))
+    assert changed.history["elbo_train"] == pytest.approx(plain.history["elbo_train"], rel=1e-2)
+    assert changed.history["elbo_train"] != plain.history["elbo_train"]
