@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scvi_dist.data.schema import Schema
@@ -17,6 +16,7 @@ from scvi_dist.model.train_arguments import (
     as_mapping,
     lightning_accelerator,
     ray_config,
+    run_folder,
     split_config,
     train_config,
     training_plan_config,
@@ -26,9 +26,6 @@ from scvi_dist.model.training import FitSettings
 if TYPE_CHECKING:
     from scvi_dist.tracking import Tracker, TrackingConfig
     from scvi_dist.train.progress import OnProgress
-
-RUNS_DIR = "scvi_dist_runs"
-"""Folder of the working directory that runs without ``run_dir`` use where they need one."""
 
 
 class SCVI(CountModel):
@@ -213,43 +210,25 @@ class SCVI(CountModel):
             Counts are always sparse until they are on the device; accepted and not used.
         batch_size
             Cells of a minibatch, over all workers.
-        early_stopping
-            Stop when the validation metric no longer improves.
-        datasplitter_kwargs, plan_config, plan_kwargs, trainer_config, **trainer_kwargs
+        early_stopping, datasplitter_kwargs, plan_kwargs, trainer_config, ...
             As in scvi-tools; an unknown name is an error.
-        num_workers
-            Train on so many Ray workers; in this process where None.
-        use_gpu
-            One GPU for each worker; by default where torch finds one here.
-        address
-            Of a running Ray cluster.
-        run_dir
-            Folder for checkpoints.
+        num_workers, use_gpu, address
+            Train on so many Ray workers, with one GPU each, on the cluster at an address; in
+            this process where neither number nor address is given.
+        run_dir, resume
+            Folder for checkpoints; whether to go on from the last one in it.
         tracking
             Record the run in MLflow: a tracker, a config, or ``"auto"`` or a URI.
         engine
             What reads the cells: ``"auto"``, ``"local"`` or ``"ray"``.
-        budget_bytes
-            What one worker may hold in cells, whatever the size of the store.
         seed
             Of split, order and noise.
-        resume
-            Go on from the last checkpoint in ``run_dir``.
         on_progress
             Called every few steps and after each epoch.
         """
         options = {**as_mapping(trainer_config, "trainer_config"), **trainer_kwargs}
         ray = ray_config(num_workers, use_gpu, address, accelerator, devices)
-        split = split_config(
-            self._binding.manager_for().store.n_obs,
-            datasplitter_kwargs,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle_set_split=shuffle_set_split,
-            seed=seed,
-        )
-        if run_dir is None and (ray is not None or tracking is not None):
-            run_dir = Path(RUNS_DIR) / self.run_name
+        needs_folder = ray is not None or tracking is not None
         settings = FitSettings(
             train=train_config(
                 options,
@@ -260,10 +239,17 @@ class SCVI(CountModel):
                 seed=seed,
             ),
             plan=training_plan_config(plan_config, plan_kwargs),
-            split=split,
-            loader=LoaderConfig(engine=engine, budget_bytes=budget_bytes),
+            split=split_config(
+                self._binding.manager_for().store.n_obs,
+                datasplitter_kwargs,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                seed=seed,
+            ),
+            loader=LoaderConfig(engine=engine),
             ray=ray,
-            run_dir=None if run_dir is None else str(Path(run_dir).absolute()),
+            run_dir=run_folder(run_dir, self.run_name if needs_folder else None),
             resume=resume,
         )
         self._train(settings, tracking, on_progress, options)

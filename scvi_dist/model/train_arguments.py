@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from scvi_dist.train.configs import (
     TrainConfig,
     TrainingPlanConfig,
 )
+
+RUNS_DIR = "scvi_dist_runs"
+"""Folder of the working directory for runs that need a folder and were given none."""
 
 _STOPPING = {f"early_stopping_{f.name}": f.name for f in fields(EarlyStoppingConfig)}
 _PASSED_ON = (
@@ -165,3 +169,10 @@ def lightning_accelerator(accelerator: str, ray: RayConfig | None) -> str:
         return "gpu" if ray.use_gpu else "cpu"
     kind = resolve_device(accelerator).type
     return "gpu" if kind == "cuda" else kind
+
+
+def run_folder(run_dir: str | os.PathLike[str] | None, run_name: str | None) -> str | None:
+    """Absolute path of a run's folder; with a name, one under the working directory by default."""
+    if run_dir is None and run_name is None:
+        return None
+    return os.path.abspath(run_dir if run_dir is not None else Path(RUNS_DIR) / str(run_name))

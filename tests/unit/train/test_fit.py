@@ -311,7 +311,8 @@ def test_the_tracker_hears_of_steps_and_of_epochs(make_job: MakeJob) -> None:
 
 @pytest.mark.parametrize("change", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 1e-3}])
 def test_other_arithmetic_ends_near(make_job: MakeJob, change: dict) -> None:
-    plain = fit(make_job(max_epochs=1))
-    changed = fit(make_job(max_epochs=1, **change))
-    assert changed.history["elbo_train"] == pytest.approx(plain.history["elbo_train"], rel=1e-2)
-    assert changed.history["elbo_train"] != plain.history["elbo_train"]
+    plain, changed = (
+        fit(make_job(max_epochs=1, **how)).history["elbo_train"][0][1] for how in ({}, change)
+    )
+    assert changed == pytest.approx(plain, rel=1e-2)
+    assert changed != plain
