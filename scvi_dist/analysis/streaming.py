@@ -203,12 +203,12 @@ class LoaderCells:
         self._seed = seed
 
     def groups(self) -> Iterator[CellGroup]:
+        first = np.random.SeedSequence(self._seed).generate_state(1, np.uint64)[0]
         start = 0
         for tensors in self._batches:
             stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
             positions = np.arange(start, stop)
-            keys = splitmix64(positions.astype(np.uint64) + np.uint64(self._seed << 32))
-            yield CellGroup(positions, keys, tensors)
+            yield CellGroup(positions, splitmix64(positions.astype(np.uint64) + first), tensors)
             start = stop
 
 

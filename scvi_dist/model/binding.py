@@ -17,12 +17,13 @@ Source = Any
 """An AnnData, a path or URL, a list of them, a Store, or an AnnDataManager."""
 
 _KEPT = 4
+_MINIFIED = "_scvi_adata_minify_type"
 
 
 def set_up(source: Source, setup: SetupArgs, model_name: str) -> AnnDataManager:
     """Fit a schema to data and remember it, so that a model can be made from the data alone."""
     store = open_store(source, layer=setup.layer)
-    adata = source if is_anndata(source) else None
+    adata = _with_counts(source)
     manager = AnnDataManager(store, fit_schema(store, setup), model_name, adata)
     remember(source, manager)
     return manager
@@ -36,12 +37,24 @@ def transfer(schema: Schema, source: Source, model_name: str) -> AnnDataManager:
     SchemaMismatch
         Genes are missing, or a category is unknown.
     """
+    adata = _with_counts(source)
     store = open_store(source, layer=schema.setup.layer)
     transferred, genes = transfer_schema(schema, store)
     if genes is not None:
         store = open_store(store, genes=list(schema.var_names))
-    adata = source if is_anndata(source) else None
     return AnnDataManager(store, transferred, model_name, adata)
+
+
+def _with_counts(source: Source) -> Any:
+    """The source if it is an AnnData, which must have its counts."""
+    if not is_anndata(source):
+        return None
+    if _MINIFIED in source.uns:
+        raise ConfigError(
+            "this AnnData was minified by scvi-tools: its counts were taken out, and every cell "
+            "would look empty. Give the AnnData that has them."
+        )
+    return source
 
 
 class DataBinding:

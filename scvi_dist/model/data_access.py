@@ -42,9 +42,14 @@ class DataAccess:
     registry_ = registry
 
     @property
+    def _plain_registry(self) -> dict[str, Any]:
+        """The registry without the data's UUID, for which the data would have to be looked at."""
+        return self.schema.registry(self._binding.model_name)
+
+    @property
     def summary_stats(self) -> AttrDict:
         """``n_vars``, ``n_cells``, ``n_batch``, ``n_labels``, …"""
-        fields = self.registry["field_registries"].values()
+        fields = self._plain_registry["field_registries"].values()
         return AttrDict({k: v for field in fields for k, v in field["summary_stats"].items()})
 
     def get_anndata_manager(self, adata: Source, required: bool = False) -> AnnDataManager:
@@ -65,7 +70,7 @@ class DataAccess:
 
     def get_state_registry(self, registry_key: str) -> AttrDict:
         """What is remembered of one field: categories, columns, names."""
-        fields = self.registry["field_registries"]
+        fields = self._plain_registry["field_registries"]
         if registry_key not in fields:
             raise FieldNotFound(
                 f"the registry has no field {registry_key!r}; {did_you_mean(registry_key, fields)}"
@@ -74,7 +79,7 @@ class DataAccess:
 
     def get_setup_arg(self, setup_arg: str) -> Any:
         """What ``setup_anndata`` was given under a name."""
-        arguments = self.registry["setup_args"]
+        arguments = self._plain_registry["setup_args"]
         if setup_arg not in arguments:
             raise FieldNotFound(
                 f"there is no setup argument {setup_arg!r}; {did_you_mean(setup_arg, arguments)}"

@@ -21,7 +21,7 @@ from scvi_dist.model.train_arguments import (
     train_config,
     training_plan_config,
 )
-from scvi_dist.model.training import FitSettings
+from scvi_dist.model.training import FitSettings, starts_record
 
 if TYPE_CHECKING:
     from scvi_dist.tracking import Tracker, TrackingConfig
@@ -228,7 +228,7 @@ class SCVI(CountModel):
         """
         options = {**as_mapping(trainer_config, "trainer_config"), **trainer_kwargs}
         ray = ray_config(num_workers, use_gpu, address, accelerator, devices)
-        needs_folder = ray is not None or tracking is not None
+        needs_folder = ray is not None or starts_record(tracking)
         settings = FitSettings(
             train=train_config(
                 options,

@@ -128,6 +128,13 @@ def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLoc
     return copy.locator, replace(loader, block_rows=loader.block_rows or blocks)
 
 
+def starts_record(tracking: "Tracker | TrackingConfig | str | None") -> bool:
+    """Whether a new record is made, which needs a folder; a tracker has its own."""
+    from scvi_dist.tracking import Tracker
+
+    return tracking is not None and not isinstance(tracking, Tracker)
+
+
 @contextmanager
 def tracked(
     tracking: "Tracker | TrackingConfig | str | None",

@@ -1,5 +1,6 @@
 """Carries records to their sink from a background thread, so that nobody waits for a server."""
 
+import atexit
 import logging
 import threading
 import time
@@ -75,6 +76,8 @@ class Outbox:
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="scvi-dist-tracking", daemon=True)
         self._thread.start()
+        # Whoever forgets to close keeps what was recorded, if not yet delivered.
+        atexit.register(self.secure)
 
     @property
     def online(self) -> bool:
@@ -121,6 +124,7 @@ class Outbox:
             self._closed = True
             self._wake.notify_all()
         self._thread.join(timeout_s)
+        atexit.unregister(self.secure)
         with self._wake:
             left = [*self._in_flight, *self._queue]
             self._queue.clear()

@@ -14,6 +14,7 @@ from scvi_dist.errors import TrainingFailed
 from scvi_dist.train.checkpoint import latest_checkpoint
 from scvi_dist.train.configs import EarlyStoppingConfig, World
 from scvi_dist.train.fit import fit
+from scvi_dist.train.fit_job import FitResult
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -34,6 +35,9 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
+PLAIN: dict[str, Any] = {"sync_batchnorm": False, "max_epochs": 1}
+
+
 def rank_fits(rank: int, folder: str) -> None:
     """All jobs on one rank; what comes out goes to files."""
     torch.set_num_threads(1)
@@ -42,7 +46,7 @@ def rank_fits(rank: int, folder: str) -> None:
     )
     world = World(rank, WORLD, rank)
     cells = f"{folder}/cells.h5ad"
-    for name, settings in JOBS.items():
+    for name, settings in {**JOBS, "plain": PLAIN}.items():
         result = fit(toy_job(cells, **settings), world)
         Path(folder, f"{name}-{rank}.pkl").write_bytes(pickle.dumps(result))
     run_dir = f"{folder}/run"
@@ -63,13 +67,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def result_of(folder: Path, name: str, rank: int) -> FitResult:
+    return pickle.loads((folder / f"{name}-{rank}.pkl").read_bytes())
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_ranks_end_where_one_rank_ends(folder: Path, name: str) -> None:
     alone = fit(toy_job(folder / "cells.h5ad", **JOBS[name]))
     assert alone.stopped_early == ("early_stopping" in JOBS[name])
     for rank in range(WORLD):
-        result = pickle.loads((folder / f"{name}-{rank}.pkl").read_bytes())
-        assert_close_runs(result, alone)
+        assert_close_runs(result_of(folder, name, rank), alone)
+
+
+def test_plain_batch_norm_keeps_ranks_together_but_not_with_one_rank(folder: Path) -> None:
+    alone = fit(toy_job(folder / "cells.h5ad", **PLAIN))
+    ranks = [result_of(folder, "plain", rank) for rank in range(WORLD)]
+    weight = "decoder.px_scale_decoder.0.weight"
+    for result in ranks:
+        assert torch.equal(result.state_dict[weight], ranks[0].state_dict[weight])
+        assert result.history == ranks[0].history
+    difference = ranks[0].state_dict[weight] - alone.state_dict[weight]
+    assert difference.abs().max() > 1e-5
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(folder: Path) -> None:

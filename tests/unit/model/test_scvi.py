@@ -1,5 +1,6 @@
 """SCVI as a user holds it: data of any kind, training, questions, files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scvi_dist.errors import (
 )
 from scvi_dist.model import SCVI
 from scvi_dist.model.file_format import SavedModel, read_model_file, write_model_file
+from scvi_dist.tracking import NullTracker, Tracker, TrackingConfig
 
 N, G = 60, 8
 SETUP = {"batch_key": "batch", "labels_key": "label"}
@@ -181,6 +183,15 @@ def test_the_setup_can_be_looked_at(model: SCVI, capsys: pytest.CaptureFixture[s
     assert "b1" in shown
 
 
+def test_cells_without_their_counts_are_refused(model: SCVI) -> None:
+    minified = make_adata()
+    minified.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
+    with pytest.raises(ConfigError, match="minified"):
+        SCVI.setup_anndata(minified)
+    with pytest.raises(ConfigError, match="minified"):
+        model.get_latent_representation(minified)
+
+
 # Questions
 
 
@@ -311,6 +322,58 @@ def test_training_goes_on_from_a_checkpoint(adata: anndata.AnnData, tmp_path: Pa
         then.get_latent_representation(), straight.get_latent_representation(), atol=1e-5
     )
     assert then.history["elbo_train"].index.tolist() == [0, 1, 2, 3]
+
+
+class Recorded(NullTracker):
+    """A tracker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def log_params(self, params: Any) -> None:
+        self.told.append(f"params of {', '.join(params)}")
+
+    def log_dataset(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self.told.append("dataset")
+
+    def finish(self, status: str = "FINISHED", timeout_s: float = 60.0) -> bool:
+        self.told.append(status)
+        return True
+
+
+def test_a_run_is_recorded_from_its_setup_to_its_end(
+    adata: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[Any, Recorded]] = []
+
+    def start_run(config: TrackingConfig, run_dir: Any, tags: Any = None) -> Recorded:
+        started.append((config, Recorded()))
+        return started[-1][1]
+
+    monkeypatch.setattr(Tracker, "start_run", start_run)
+    model = make_model(adata)
+    model.train(1, tracking="off", run_dir=tmp_path / "a")
+    config, tracker = started[0]
+    assert (config.uri, config.run_name) == ("off", model.run_name)
+    assert tracker.told == [
+        "params of model, setup, train, plan, loader, data",
+        "dataset",
+        "FINISHED",
+    ]
+    with pytest.raises(RuntimeError, match="stop"):
+        model.train(1, tracking=TrackingConfig(), run_dir=tmp_path / "b", on_progress=_fail)
+    assert started[1][1].told[-1] == "FAILED"
+    own = Recorded()
+    monkeypatch.chdir(tmp_path)
+    model.train(1, tracking=own)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    assert own.told == []
+    assert len(started) == 2
+
+
+def _fail(progress: Any) -> None:
+    raise RuntimeError("stop")
 
 
 def test_a_latent_library_size_has_a_prior_from_the_data(adata: anndata.AnnData) -> None:
@@ -454,6 +517,20 @@ def test_files_of_another_kind_are_refused(model: SCVI, tmp_path: Path) -> None:
     (tmp_path / "legacy" / "model_params.pt").touch()
     with pytest.raises(UnsafeFile, match=r"convert_legacy_save"):
         SCVI.load(tmp_path / "legacy", adata=False)
+
+
+def test_loading_a_malicious_file_runs_nothing(model: SCVI, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    model.save(tmp_path / "m")
+    content = torch.load(tmp_path / "m" / "model.pt", weights_only=False)
+    content["attr_dict"]["run_name_"] = Payload()
+    torch.save(content, tmp_path / "m" / "model.pt")
+    with pytest.raises(UnsafeFile, match="system"):
+        SCVI.load(tmp_path / "m", adata=False)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_that_claims_a_huge_network_is_refused_before_it_takes_memory(

@@ -1,5 +1,7 @@
 """The caller never waits, never sees an error, and nothing is lost."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,8 +29,10 @@ class FakeSink:
         self.records: list[Record] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
 
     def deliver(self, record: Record) -> Any:
+        self.entered.set()
         self.gate.wait(30)
         verdict = self.script.pop(0) if self.script else "ok"
         if verdict == "down":
@@ -193,8 +197,7 @@ def test_what_was_secured_survives_a_kill(tmp_path: Path) -> None:
     hanging.gate.clear()
     outbox = open_outbox(hanging, tmp_path, send_at_points=1)
     outbox.put(point(0))
-    with outbox._wake:
-        assert outbox._wake.wait_for(lambda: bool(outbox._in_flight) or not outbox._queue, 10)
+    assert hanging.entered.wait(10)
     for step in range(1, 5):
         outbox.put(point(step))
     outbox.secure()
@@ -212,3 +215,24 @@ def test_securing_an_idle_outbox_leaves_nothing(tmp_path: Path) -> None:
     outbox.secure()
     assert outbox.close(10)
     assert list(tmp_path.iterdir()) == []
+
+
+FORGETFUL = """
+import sys
+from scvi_dist.tracking.last_steps import LastSteps
+from scvi_dist.tracking.outbox import Outbox, OutboxConfig
+from scvi_dist.tracking.records import Record
+from scvi_dist.tracking.spool import Spool
+
+folder = sys.argv[1]
+config = OutboxConfig(interval_s=600.0)
+outbox = Outbox(None, Spool(folder, "driver"), LastSteps(folder + "/last-steps.json"), config)
+outbox.put(Record("metrics", {"points": [("loss", 1.0, 0, 7)]}))
+"""
+
+
+def test_a_process_that_ends_without_closing_leaves_its_values_on_the_disk(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORGETFUL, str(tmp_path)], check=True, timeout=60)
+    sink = FakeSink()
+    assert open_outbox(sink, tmp_path).close(10)
+    assert sink.steps == [7]
