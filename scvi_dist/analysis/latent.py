@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from scvi_dist.analysis.output import Layout, Output, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, collect
@@ -17,6 +18,8 @@ from scvi_dist.module.vae import VAE
 
 LATENT = "X_latent"
 """Key of obsm under which an output holds the latent representation."""
+SAMPLES_AT_ONCE = 256
+"""Draws of a logistic normal variable in memory."""
 MEAN, VARIANCE = "X_latent_qzm", "X_latent_qzv"
 """Keys of obsm under which an output holds the posterior's parameters."""
 
@@ -83,6 +86,15 @@ def _latent(group: CellGroup, module: VAE, give_mean: bool, mc_samples: int) -> 
     if not give_mean:
         return {LATENT: module.z_encoder.z_transformation(module.noise.rsample(qz))}
     if module.latent_distribution == "ln":
-        drawn_snk = module.noise.rsample(qz, torch.Size((mc_samples,)))
-        return {LATENT: torch.softmax(drawn_snk, dim=-1).mean(dim=0)}
+        return {LATENT: _softmax_mean(module, qz, mc_samples)}
     return {LATENT: qz.loc}
+
+
+def _softmax_mean(module: VAE, qz: Normal, mc_samples: int) -> Tensor:
+    """Estimate ``[n, k]`` of the mean of the softmax of a normal variable."""
+    total_nk = torch.zeros_like(qz.loc)
+    for start in range(0, mc_samples, SAMPLES_AT_ONCE):
+        n_samples = min(SAMPLES_AT_ONCE, mc_samples - start)
+        drawn_snk = module.noise.rsample(qz, torch.Size((n_samples,)))
+        total_nk += torch.softmax(drawn_snk, dim=-1).sum(dim=0)
+    return total_nk / mc_samples

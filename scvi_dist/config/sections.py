@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from scvi_dist.config.build import INLINE, convert, hidden, is_code
 from scvi_dist.config.run_file import RunFile
 from scvi_dist.data.setup import SetupArgs
@@ -151,8 +153,10 @@ class TrainSection:
 
     @property
     def ray_config(self) -> RayConfig:
-        """Where the workers run."""
+        """Where the workers run; on GPUs if that is asked for, or if this host has one for each."""
         on_gpu = self.ray.use_gpu or self.fit.accelerator in ("gpu", "cuda")
+        if self.fit.accelerator == "auto" and self.ray.address is None:
+            on_gpu = on_gpu or torch.cuda.device_count() >= self.world
         # What comes after training needs the memory and the cores.
         return replace(self.ray, num_workers=self.world, use_gpu=on_gpu, shutdown=True)
 

@@ -13,6 +13,8 @@ from scvi_dist.errors import OutputExists
 
 VERSION = 1
 
+LOCK = "job.lock"
+
 STAGES = ("model", "evaluation", "registration", "latent", "figures")
 """What a run makes, in order."""
 
@@ -187,8 +189,7 @@ def clash(
     """Why this run may not use a folder; None if it may."""
     choices = "Choose another output.dir, or replace it with output.overwrite=true."
     if found is None:
-        foreign = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if not foreign or {p.name for p in path.iterdir()} <= {"job.lock"}:
+        if not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= {LOCK}):
             return None
         return f"{path} exists and holds no run of scvi-dist. Choose another output.dir."
     differ = sorted(k for k in {*facts, *found.facts} if facts.get(k) != found.facts.get(k))
@@ -202,7 +203,7 @@ def clash(
 
 
 def _lock(path: Path) -> BinaryIO:
-    handle = (path / "job.lock").open("ab")
+    handle = (path / LOCK).open("ab")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

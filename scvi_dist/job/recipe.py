@@ -248,6 +248,8 @@ def _draw(job: _Job, model: Any) -> None:
     known = job.folder.remembered("figures")
     if known is not None:
         job.result.figures = known["paths"]
+        for path in known["paths"]:
+            job.tracker.log_figure(path)
         return
     folder = job.folder.path / "figures"
     title = f"{job.config.model.name} on {_store_name(job.config)}"

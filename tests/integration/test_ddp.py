@@ -1,6 +1,7 @@
 """Several ranks train what one rank trains, with processes of any launcher."""
 
 import pickle
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds what all ranks ended with."""
     path = tmp_path_factory.mktemp("ranks")
     toy_cells().write_h5ad(path / "cells.h5ad")
-    mp.spawn(rank_fits, args=(str(path),), nprocs=WORLD)
+    # One process imports everything and the ranks are its forks: imports are what takes time.
+    server = get_context("forkserver")
+    server.set_forkserver_preload(["training_jobs", "scvi_dist.train.fit"])
+    mp.start_processes(rank_fits, args=(str(path),), nprocs=WORLD, start_method="forkserver")
     return path
 
 

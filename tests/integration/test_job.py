@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scvi_dist import cli
 from scvi_dist.config import parse_run
 from scvi_dist.data import open_store
 from scvi_dist.data.simulate import simulate_atlas
@@ -22,10 +23,18 @@ from scvi_dist.tracking import download_model
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
-    # mlflow uses what its own dependencies deprecate.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # The whole of Lightning, MLflow and Ray runs here: their warnings are not ours to refuse.
+    pytest.mark.filterwarnings("default"),
 ]
 
+
+@pytest.fixture(autouse=True)
+def _no_server_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+
+
+OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 CELLS, GENES, EPOCHS, BATCH = 1_500, 120, 3, 256
 LIMIT_S = 300
 
@@ -43,8 +52,7 @@ def scvi_dist(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    without = {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}
-    return {k: v for k, v in os.environ.items() if k not in without} | {"OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if k not in OUTSIDE} | {"OMP_NUM_THREADS": "1"}
 
 
 def client_of(folder: Path) -> Any:
@@ -134,23 +142,24 @@ def test_the_registered_model_gives_the_latent_that_was_written(demo) -> None:
     np.testing.assert_allclose(written, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_demo_again_does_nothing_and_says_the_same(demo) -> None:
+def test_the_demo_again_does_nothing_and_says_the_same(demo, capsys) -> None:
     folder, first = demo
     before = (folder / "run" / "model" / "model.pt").stat().st_mtime_ns
-    again = scvi_dist(*DEMO, "--workers", "2", "--dir", str(folder), cwd=folder)
-    assert again.returncode == 0, again.stderr
-    assert "nothing is left to do" in again.stderr
-    assert again.stdout.splitlines()[2:] == first.stdout.splitlines()[2:]
+    assert cli.main([*DEMO, "--workers", "2", "--dir", str(folder)]) == cli.DONE
+    again = capsys.readouterr()
+    assert "nothing is left to do" in again.err
+    assert again.out.splitlines()[2:] == first.stdout.splitlines()[2:]
     assert (folder / "run" / "model" / "model.pt").stat().st_mtime_ns == before
     assert "scvi_dist.restarts" not in only_run(folder).data.tags
 
 
-def test_another_demo_in_the_same_folder_is_refused(demo) -> None:
+@pytest.mark.parametrize(
+    ("change", "named"), [(("--epochs", "9"), "max_epochs"), (("--cells", "900"), "cells")]
+)
+def test_another_demo_in_the_same_folder_is_refused(demo, change, named, capsys) -> None:
     folder, _ = demo
-    for change, named in ((["--epochs", "9"], "max_epochs"), (["--cells", "900"], "cells")):
-        refused = scvi_dist(*DEMO, *change, "--dir", str(folder), cwd=folder)
-        assert refused.returncode == 2
-        assert named in refused.stderr
+    assert cli.main([*DEMO, *change, "--dir", str(folder)]) == cli.USAGE
+    assert named in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -193,18 +202,18 @@ RUN_EPOCHS = 25
 def undisturbed(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Weights of a run that nothing happened to."""
     home = tmp_path_factory.mktemp("undisturbed")
-    (home / "run.yaml").write_text(run_text(atlas, home / "out", RUN_EPOCHS))
-    done = scvi_dist("run", "run.yaml", "tracking.uri=off", "output.figures=false", cwd=home)
-    assert done.returncode == 0, done.stderr
+    text = run_text(atlas, home / "out", RUN_EPOCHS)
+    run_job(parse_run(text, overrides=["tracking.uri=off", "output.figures=false"]))
     return weights_of(home / "out")
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
-    atlas: Path, tmp_path: Path, undisturbed: dict[str, Any], how: signal.Signals
+    atlas: Path, tmp_path: Path, undisturbed: dict[str, Any], how: signal.Signals, capsys
 ) -> None:
-    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", RUN_EPOCHS))
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(run_text(atlas, tmp_path / "out", RUN_EPOCHS))
     victim = subprocess.Popen(
         [sys.executable, "-m", "scvi_dist.cli", "run", "run.yaml"],
         cwd=tmp_path,
@@ -222,9 +231,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
     assert only_run(tmp_path).info.status == status
     assert not (tmp_path / "out" / "model").exists()
 
-    again = scvi_dist("run", "run.yaml", "output.map_cells=100", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "went on from a checkpoint" in again.stderr
+    assert cli.main(["run", str(run_file), "output.map_cells=100"]) == cli.DONE
+    assert "went on from a checkpoint" in capsys.readouterr().err
     run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.tags["scvi_dist.restarts"] == "1"
@@ -252,25 +260,24 @@ def test_stages_that_are_added_later_are_made_without_training_again(atlas, tmp_
         np.testing.assert_array_equal(value, weights[name])
 
 
-def test_a_failing_run_is_recorded_as_failed_and_told_in_a_line(atlas: Path, tmp_path) -> None:
-    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", 2))
-    failed = scvi_dist("run", "run.yaml", "train.plan.lr=1e30", cwd=tmp_path)
-    assert failed.returncode == 1, failed.stderr
-    assert failed.stderr.count("error: ") == 1
-    assert "Traceback" not in failed.stderr
+def test_a_failing_run_is_recorded_as_failed_and_told_in_a_line(atlas, tmp_path, capsys) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(run_text(atlas, tmp_path / "out", 2))
+    assert cli.main(["run", str(run_file), "train.plan.lr=1e30"]) == cli.FAILED
+    told = capsys.readouterr().err
+    assert told.count("error: ") == 1
+    assert "Traceback" not in told
     assert only_run(tmp_path).info.status == "FAILED"
 
 
-def test_an_absent_server_does_not_stop_a_run(atlas: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(run_text(atlas, tmp_path / "out", 1))
-    done = scvi_dist("run", "run.yaml", "tracking.uri=http://127.0.0.1:9", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "cannot be reached" in done.stderr
+def test_an_absent_server_does_not_stop_a_run(atlas: Path, tmp_path: Path, capsys) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(run_text(atlas, tmp_path / "out", 1))
+    assert cli.main(["run", str(run_file), "tracking.uri=http://127.0.0.1:9"]) == cli.DONE
+    assert "cannot be reached" in capsys.readouterr().err
     assert (tmp_path / "out" / "figures" / "latent.png").exists()
-    later = scvi_dist(
-        "run", "run.yaml", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", cwd=tmp_path
-    )
-    assert later.returncode == 0, later.stderr
-    assert "nothing is left to do" in later.stderr
+    there = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    assert cli.main(["run", str(run_file), there]) == cli.DONE
+    assert "nothing is left to do" in capsys.readouterr().err
     assert steps_of(tmp_path, "elbo_train") == [0]
     assert client_of(tmp_path).get_model_version_by_alias("lung", "challenger").version == 1

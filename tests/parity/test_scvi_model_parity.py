@@ -174,7 +174,8 @@ def test_bounds_and_likelihoods_agree(pair: tuple[SCVI, Any]) -> None:
         marginal = theirs.get_marginal_ll(n_mc_samples=20, **each).numpy()
         types = [type(theirs.get_elbo()), type(theirs.get_marginal_ll(n_mc_samples=1))]
     got = _mean_of(lambda: ours.get_elbo(**each), 8)
-    near = 0.15 if uses_prior(ours) else 1e-2
+    is_noisy = uses_prior(ours) or ours.module.gene_likelihood == "normal"
+    near = 0.15 if is_noisy else 1e-2
     np.testing.assert_allclose(got.mean(), elbo.mean(), rtol=near)
     assert np.corrcoef(got, elbo)[0, 1] > 0.9
     got = _mean_of(lambda: ours.get_reconstruction_error(**each)["reconstruction_loss"], 8)
@@ -182,7 +183,7 @@ def test_bounds_and_likelihoods_agree(pair: tuple[SCVI, Any]) -> None:
     got = ours.get_marginal_ll(n_mc_samples=20, n_mc_samples_per_pass=10, **each)
     if ours.module.latent_distribution == "normal":
         # For the other scvi-tools takes densities of z after the softmax, which are not its own.
-        rtol = 0.15 if ours.module.gene_likelihood == "normal" or uses_prior(ours) else 5e-3
+        rtol = 0.15 if is_noisy else 5e-3
         np.testing.assert_allclose(got.numpy().mean(), marginal.mean(), rtol=rtol)
     assert isinstance(ours.get_elbo(), types[0])
     assert isinstance(ours.get_marginal_ll(n_mc_samples=1), float)
@@ -282,7 +283,8 @@ def test_likelihood_parameters_agree(pair: tuple[SCVI, Any]) -> None:
             np.testing.assert_allclose(got_single[name], single[name], rtol=1e-4)
         else:
             assert got[name].shape == value.shape
-            np.testing.assert_allclose(got[name].mean(), value.mean(), rtol=0.05)
+            near = 0.5 if uses_prior(ours) else 0.05
+            np.testing.assert_allclose(got[name].mean(), value.mean(), rtol=near)
 
 
 def test_scvi_tools_opens_what_we_save(pair: tuple[SCVI, Any], scvi: Any, tmp_path: Path) -> None:

@@ -237,8 +237,26 @@ def test_workers_decide_the_world() -> None:
     for workers, world in ((0, 1), (1, 1), (4, 4)):
         train = parse_run(MINIMAL, overrides=[f"train.workers={workers}"]).train
         assert (train.world, train.ray_config.num_workers) == (world, world)
-    gpu = parse_run(MINIMAL, overrides=["train.accelerator=gpu"]).train
-    assert gpu.ray_config.use_gpu
+
+
+@pytest.mark.parametrize(
+    ("override", "n_gpus", "expected"),
+    [
+        ("train.accelerator=gpu", 0, True),
+        ("train.ray.use_gpu=true", 0, True),
+        ("train.accelerator=auto", 0, False),
+        ("train.accelerator=auto", 1, False),
+        ("train.accelerator=auto", 2, True),
+        ("train.accelerator=cpu", 2, False),
+        ("train.ray.address=10.0.0.1:6379", 2, False),
+    ],
+)
+def test_workers_get_gpus_if_asked_for_or_if_there_is_one_for_each(
+    override: str, n_gpus: int, expected: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_gpus)
+    train = parse_run(MINIMAL, overrides=["train.workers=2", override]).train
+    assert train.ray_config.use_gpu == expected
 
 
 def test_genes_come_from_a_list_or_a_file(tmp_path: Path) -> None:
