@@ -14,7 +14,7 @@ _HOME = {
     "REGISTRY_KEYS": "scvi_dist.batch",
 }
 
-__all__ = ["REGISTRY_KEYS", "SCVI", "__version__", "open_store"]  # noqa: F822
+__all__ = ["REGISTRY_KEYS", "SCVI", "__version__", "open_store"]
 
 
 def __getattr__(name: str) -> Any:

@@ -191,7 +191,7 @@ class CellBatch:
         return self.dense_x() if key == REGISTRY_KEYS.X_KEY else self.fields[key]
 
     def get(self, key: str, default: Tensor | None = None) -> Tensor | None:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401
 
     def __contains__(self, key: object) -> bool:
         return key == REGISTRY_KEYS.X_KEY or key in self.fields

@@ -18,10 +18,10 @@ from scvi_dist.module.vae import VAE
 
 LATENT = "X_latent"
 """Key of obsm under which an output holds the latent representation."""
-SAMPLES_AT_ONCE = 256
-"""Draws of a logistic normal variable in memory."""
 MEAN, VARIANCE = "X_latent_qzm", "X_latent_qzv"
 """Keys of obsm under which an output holds the posterior's parameters."""
+SAMPLES_AT_ONCE = 256
+"""Draws of a logistic normal variable in memory."""
 
 
 def latent_representation(

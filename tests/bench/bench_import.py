@@ -1,6 +1,6 @@
 """What ``import scvi_dist`` adds to ``import torch``, in seconds of a fresh process.
 
-    python tests/bench/bench_import.py [--repeats 7]
+python tests/bench/bench_import.py [--repeats 7]
 """
 
 import argparse

@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     # The whole of Lightning, MLflow and Ray runs here: their warnings are not ours to refuse.
     pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 
