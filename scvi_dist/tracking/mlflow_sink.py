@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scvi_dist.tracking.config import artifact_root
 from scvi_dist.tracking.mlflow_connection import Connection, as_global_uri, brief
 from scvi_dist.tracking.records import Point, Record, Refused, Unreachable
 from scvi_dist.tracking.run_state import RunState
@@ -48,14 +49,12 @@ class MlflowSink:
     def nothing(self) -> None:
         """Stands for a line that could not be read."""
 
-    def create(
-        self, experiment: str, run_name: str, tags: dict[str, str], artifact_root: str | None
-    ) -> str:
+    def create(self, experiment: str, run_name: str, tags: dict[str, str]) -> str:
         """Make the run, or open the one that this folder already has."""
         client, state = self._connection.client(may_create=True), self._state
         if state.run_id and self._reopen(client):
             return state.run_id
-        state.experiment_id = self._experiment(client, experiment, artifact_root)
+        state.experiment_id = self._experiment(client, experiment)
         run = client.create_run(state.experiment_id, run_name=run_name, tags=tags)
         state.run_id = run.info.run_id
         state.started_s = run.info.start_time / 1000
@@ -82,7 +81,7 @@ class MlflowSink:
         state.save()
         return True
 
-    def _experiment(self, client: Any, name: str, artifact_root: str | None) -> str:
+    def _experiment(self, client: Any, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(name)
@@ -91,7 +90,7 @@ class MlflowSink:
                 # The tag makes the UI open the experiment as model training, not as GenAI.
                 return client.create_experiment(
                     name,
-                    artifact_location=artifact_root,
+                    artifact_location=artifact_root(self._uri, name),
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
             except MlflowException as error:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scvi_dist.tracking.config import ModelFacts, TrackingConfig, TrackingRef, artifact_root
+from scvi_dist.tracking.config import ModelFacts, TrackingConfig, TrackingRef
 from scvi_dist.tracking.environment import environment_json, run_tags
 from scvi_dist.tracking.last_steps import LastSteps
 from scvi_dist.tracking.mlflow_sink import MlflowSink
@@ -89,7 +89,6 @@ class Tracker:
                 "experiment": config.experiment,
                 "run_name": config.run_name or Path(run_dir).absolute().name,
                 "tags": tag_texts({**run_tags(Path.cwd()), **(tags or {}), **config.tags}),
-                "artifact_root": artifact_root(uri, config.experiment),
             },
         )
         outbox.call(create, START_LIMIT_S["sqlite" if uri.startswith("sqlite") else "http"])

@@ -271,7 +271,9 @@ def test_a_failing_run_is_recorded_as_failed_and_told_in_a_line(atlas, tmp_path,
     assert only_run(tmp_path).info.status == "FAILED"
 
 
-def test_an_absent_server_does_not_stop_a_run(atlas: Path, tmp_path: Path, capsys) -> None:
+def test_an_absent_server_does_not_stop_a_run(atlas, tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     run_file = tmp_path / "run.yaml"
     run_file.write_text(run_text(atlas, tmp_path / "out", 1))
     assert cli.main(["run", str(run_file), "tracking.uri=http://127.0.0.1:9"]) == cli.DONE
@@ -282,3 +284,5 @@ def test_an_absent_server_does_not_stop_a_run(atlas: Path, tmp_path: Path, capsy
     assert "nothing is left to do" in capsys.readouterr().err
     assert steps_of(tmp_path, "elbo_train") == [0]
     assert client_of(tmp_path).get_model_version_by_alias("lung", "challenger").version == 1
+    assert list((tmp_path / "mlflow-artifacts").rglob("figures/latent.png"))
+    assert not list((tmp_path / "elsewhere").iterdir())
