@@ -221,6 +221,8 @@ class SCVI(CountModel):
             Record the run in MLflow: a tracker, a config, or ``"auto"`` or a URI.
         engine
             What reads the cells: ``"auto"``, ``"local"`` or ``"ray"``.
+        budget_bytes
+            What one worker may hold in cells, whatever the size of the store.
         seed
             Of split, order and noise.
         on_progress
@@ -247,7 +249,7 @@ class SCVI(CountModel):
                 shuffle_set_split=shuffle_set_split,
                 seed=seed,
             ),
-            loader=LoaderConfig(engine=engine),
+            loader=LoaderConfig(engine=engine, budget_bytes=budget_bytes),
             ray=ray,
             run_dir=run_folder(run_dir, self.run_name if needs_folder else None),
             resume=resume,

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, hstack
 from scvi_dist.data import open_store
 from scvi_dist.data.writer import write_zarr
 from scvi_dist.errors import (
+    BudgetExceeded,
     ConfigError,
     FieldNotFound,
     NotTrained,
@@ -558,3 +559,12 @@ def test_arguments_of_the_setup_can_be_printed(
     model.save(tmp_path / "m")
     SCVI.view_setup_args(tmp_path / "m")
     assert "'batch_key': 'batch'" in capsys.readouterr().out
+
+
+def test_a_budget_that_is_too_small_is_refused_before_training(
+    adata: anndata.AnnData, tmp_path: Path
+) -> None:
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    SCVI.setup_anndata(str(tmp_path / "a.h5ad"), **SETUP)
+    with pytest.raises(BudgetExceeded, match="budget"):
+        SCVI(str(tmp_path / "a.h5ad"), n_hidden=8).train(max_epochs=1, budget_bytes=64)
