@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# One thread, here and in processes that tests start: sums of floats depend on how many take part,
+# and runs that must end alike are compared to the last digits. Read when torch is first imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 
 pytest.register_assert_rewrite("scvi_dist.testing")

@@ -90,4 +90,4 @@ def assert_close_runs(left: FitResult, right: FitResult, rtol: float = 1e-5) -> 
         there = right.history[name]
         assert [i for i, _ in points] == [i for i, _ in there], name
         values, others = [[v for _, v in p] for p in (points, there)]
-        np.testing.assert_allclose(values, others, rtol=rtol, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(values, others, rtol=rtol, atol=1e-6, err_msg=name)

@@ -162,6 +162,9 @@ class _Run:
     def _run_loop(self, trainer: pl.Trainer) -> None:
         validation = self.data.validation_loader
         feed = EpochFeed(self.data.train_loader, self.data.train_plan, self.plan)
+        # Lightning leaves modes as they are, and a model that has been asked questions is in eval
+        # mode: dropout would be off, and batch norms would never learn their statistics.
+        self.plan.train()
         try:
             trainer.fit(self.plan, feed, ValidationFeed(validation) if validation else None)
         except StopTraining:

@@ -568,3 +568,13 @@ def test_a_budget_that_is_too_small_is_refused_before_training(
     SCVI.setup_anndata(str(tmp_path / "a.h5ad"), **SETUP)
     with pytest.raises(BudgetExceeded, match="budget"):
         SCVI(str(tmp_path / "a.h5ad"), n_hidden=8).train(max_epochs=1, budget_bytes=64)
+
+
+def test_training_moves_the_statistics_of_batch_norms(adata: anndata.AnnData) -> None:
+    SCVI.setup_anndata(adata, **SETUP)
+    model = SCVI(adata, n_hidden=8)
+    model.train(max_epochs=2, batch_size=20)
+    norms = [m for m in model.module.z_encoder.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert norms
+    assert all(int(norm.num_batches_tracked) > 2 for norm in norms)
+    assert not any(m.training for m in model.module.modules()), "questions come next"

@@ -316,3 +316,13 @@ def test_other_arithmetic_ends_near(make_job: MakeJob, change: dict) -> None:
     )
     assert changed == pytest.approx(plain, rel=1e-2)
     assert changed != plain
+
+
+def test_a_module_in_eval_mode_is_trained_in_train_mode(make_job: MakeJob) -> None:
+    job = make_job()
+    job.module.eval()
+    result = fit(job)
+    assert result.steps > 0
+    for block in ("z_encoder.encoder", "decoder.px_decoder"):
+        tracked = result.state_dict[f"{block}.fc_layers.Layer 0.1.num_batches_tracked"]
+        assert int(tracked) == result.steps, block
