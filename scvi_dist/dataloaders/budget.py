@@ -2,6 +2,9 @@
 
 from scvi_dist.errors import BudgetExceeded
 
+TRAIN_SHARE = 0.75
+"""Of the budget; what is left is the validation loader's, whose cells need no shuffling."""
+
 TASKS_RESIDENT = 2
 """Tasks of a rank in memory at once: one being handed out, one being read."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from scvi_dist.dataloaders.budget import TRAIN_SHARE
 from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader, make_plan
 from scvi_dist.dataloaders.local_loader import LocalLoader
@@ -14,9 +15,6 @@ from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import RowSet
 from scvi_dist.dataloaders.source import CellSource, OpenSource, opened
 from scvi_dist.dataloaders.split import Split
-
-TRAIN_SHARE = 0.75
-"""Of the budget; what is left is the validation loader's, whose cells need no shuffling."""
 
 
 class CellDataModule(pl.LightningDataModule):

@@ -14,6 +14,7 @@ from scvi_dist.data import Store
 from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.schema import Schema, fit_schema
+from scvi_dist.dataloaders.budget import TRAIN_SHARE
 from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
 from scvi_dist.dataloaders.loader import make_plan, planned_bytes
 from scvi_dist.dataloaders.split import Split, split_rows
@@ -191,9 +192,6 @@ def plan_job(config: RunConfig) -> JobPlan:
 
 def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
     """The plan of a run on an open store."""
-    # The share of the budget that the training loader has is the data module's business.
-    from scvi_dist.dataloaders.datamodule import TRAIN_SHARE
-
     fit, loader, world = config.train.fit, config.train.loader, config.train.world
     split = split_rows(store.n_obs, config.data.split, fit.batch_size)
     share = replace(loader, budget_bytes=max(1, int(loader.budget_bytes * TRAIN_SHARE)))
