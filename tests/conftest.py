@@ -8,6 +8,11 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
+
+# Examples take as long as the machine lets them; where a change is judged they are always the same.
+settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("here")
 
 pytest.register_assert_rewrite("scvi_dist.testing")
 

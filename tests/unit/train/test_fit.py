@@ -263,8 +263,13 @@ def test_sigterm_means_checkpoint_then_stop(make_job: MakeJob, tmp_path: Path, s
 
 
 def test_ctrl_c_reaches_the_caller(make_job: MakeJob) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fit(make_job(), extras=TrainerExtras(callbacks=(Interrupt(2, signal.SIGINT),)))
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_job(), extras=TrainerExtras(callbacks=(Interrupt(2, signal.SIGINT),)))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_progress_grows_to_the_end(make_job: MakeJob) -> None:
