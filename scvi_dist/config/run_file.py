@@ -30,7 +30,7 @@ _SCALARS = (
 class _Loader(yaml.SafeLoader):
     """Safe: makes plain values only."""
 
-    yaml_implicit_resolvers: Mapping[str, list] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[Any] = set()
