@@ -4,20 +4,62 @@ Names load on first use, so that ``import scvi_dist`` stays fast.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scvi_dist import data, dataloaders, distributions, external, model, module, nn, train
+    from scvi_dist.batch import REGISTRY_KEYS
+    from scvi_dist.data.open import open_store
+    from scvi_dist.global_settings import settings
+    from scvi_dist.model.cellassign import CellAssign
+    from scvi_dist.model.scvi import SCVI
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "SCVI": "scvi_dist.model",
-    "open_store": "scvi_dist.data",
+    "CellAssign": "scvi_dist.model",
     "REGISTRY_KEYS": "scvi_dist.batch",
+    "SCANVI": "scvi_dist.model",
+    "SCVI": "scvi_dist.model",
+    "TOTALVI": "scvi_dist.model",
+    "open_store": "scvi_dist.data",
+    "settings": "scvi_dist.global_settings",
 }
+_PACKAGES = (
+    "data",
+    "dataloaders",
+    "distributions",
+    "external",
+    "model",
+    "module",
+    "nn",
+    "train",
+)
+"""Packages that are attributes after ``import scvi_dist``, as scvi-tools' are."""
 
-__all__ = ["REGISTRY_KEYS", "SCVI", "__version__", "open_store"]
+__all__ = [
+    "REGISTRY_KEYS",
+    "SCANVI",
+    "SCVI",
+    "TOTALVI",
+    "CellAssign",
+    "__version__",
+    "data",
+    "dataloaders",
+    "distributions",
+    "external",
+    "model",
+    "module",
+    "nn",
+    "open_store",
+    "settings",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"scvi_dist.{name}")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'scvi_dist' has no attribute {name!r}")

@@ -168,6 +168,8 @@ class CellBatch:
     """Factor on this rank's mean loss that makes the mean over ranks the mean over cells."""
     step: int = 0
     """Index of the global minibatch in its epoch."""
+    labelled: "CellBatch | None" = None
+    """Cells of another stream, whose labels are known, that the same step learns from."""
     _dense: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -210,6 +212,7 @@ class CellBatch:
             self,
             x=self.x.to(device, non_blocking=non_blocking),
             fields={k: v.to(device, non_blocking=non_blocking) for k, v in self.fields.items()},
+            labelled=None if self.labelled is None else self.labelled.to(device, non_blocking),
             _dense=[],
         )
 
@@ -218,5 +221,6 @@ class CellBatch:
             self,
             x=self.x.pin_memory(),
             fields={k: v.pin_memory() for k, v in self.fields.items()},
+            labelled=None if self.labelled is None else self.labelled.pin_memory(),
             _dense=[],
         )

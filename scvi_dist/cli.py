@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_store import add_store_commands
 from scvi_dist.errors import (
     BudgetExceeded,
     ConfigError,
@@ -84,11 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_plan(commands)
-    store = _parser(
-        commands.add_parser, name="store", help="look at stores of cells", description=cli_help.INFO
-    )
-    store.set_defaults(command=None, parser=store)
-    _add_store_info(store.add_subparsers(title="commands", metavar="COMMAND"))
+    add_store_commands(commands, _parser, _common)
     return parser
 
 
@@ -149,20 +146,6 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     _common(parser, _plan)
 
 
-def _add_store_info(commands: argparse._SubParsersAction) -> None:
-    parser = _parser(
-        commands.add_parser,
-        name="info",
-        help="what is in a store",
-        description=cli_help.INFO,
-        epilog=cli_help.INFO_EPILOG,
-    )
-    parser.add_argument("url", nargs="+", metavar="URL", help="h5ad file or Zarr store")
-    parser.add_argument("--layer", help="a layer instead of X; 'raw' for raw.X")
-    parser.add_argument("--json", action="store_true", help="print the description as JSON")
-    _common(parser, _store_info)
-
-
 def _run_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
     parser.add_argument(
@@ -220,17 +203,6 @@ def _plan(options: argparse.Namespace, display: "Display") -> int:
 
     plan = plan_job(load_run(options.run_file, options.overrides))
     print(plan.to_json() if options.json else plan.to_text())
-    return DONE
-
-
-def _store_info(options: argparse.Namespace, display: "Display") -> int:
-    from scvi_dist.data import describe_store, open_store
-    from scvi_dist.job.store_text import description_json, description_text
-
-    source = options.url[0] if len(options.url) == 1 else options.url
-    with open_store(source, layer=options.layer) as store:
-        described = describe_store(store)
-    print(description_json(described) if options.json else description_text(described))
     return DONE
 
 

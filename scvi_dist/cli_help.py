@@ -7,6 +7,9 @@ your own cells:
   scvi-dist store info atlas.h5ad             what is in the file
   scvi-dist plan run.yaml                     what a run would do, and what it would need
   scvi-dist run run.yaml train.max_epochs=20  train, evaluate, register, write the latent space
+stores:
+  scvi-dist store shuffle atlas.h5ad fast.zarr    in random order, in a layout made for training
+  scvi-dist store validate fast.zarr              read all of it and say what is wrong
 
 Each command explains itself with --help.
 """
@@ -61,6 +64,11 @@ examples:
   scvi-dist plan run.yaml --json | jq .memory
 """
 
+STORE = """\
+Looks at stores of cells, copies them from any kind to any other, writes them in random order, and
+checks them. A source is never changed; nothing that exists is overwritten without --overwrite.
+"""
+
 INFO = """\
 Describes a store without reading its matrix: cells, genes, layers, columns of obs with their number
 of categories, and how it is laid out on disk.
@@ -71,4 +79,73 @@ examples:
   scvi-dist store info atlas.h5ad
   scvi-dist store info atlas.zarr --layer counts
   scvi-dist store info shard_0.h5ad shard_1.h5ad     several files as one store
+"""
+
+CONVERT = """\
+Copies a store: h5ad, Zarr or TileDB-SOMA to h5ad, Zarr or TileDB-SOMA, block by block in a few
+hundred MB of memory. X, layers and raw, obs, var, obsm, varm and uns are copied as far as both
+kinds have them; what is not (obsp and varp, for instance) is listed at the end. With --layer that
+matrix becomes X, and no other is copied. What an interrupted copy left is written anew.
+"""
+
+CONVERT_EPILOG = """\
+examples:
+  scvi-dist store convert atlas.h5ad atlas.zarr
+  scvi-dist store convert atlas.h5ad fast.zarr --layout training      small integers, checksums
+  scvi-dist store convert shard_0.h5ad shard_1.h5ad atlas.zarr        several files as one store
+  scvi-dist store convert s3://bucket/atlas.zarr atlas.h5ad --option anon=true
+"""
+
+SHUFFLE = """\
+Writes the cells of a store in random order to a Zarr store with small integers, in shards: any
+stretch of it is then a fair sample, and training reads long stretches. The order depends on the
+seed alone. Ray tasks do the work (or threads, with --no-ray) in the memory given, in two passes;
+the cells are on disk a second time meanwhile. The same command goes on where it was interrupted.
+"""
+
+SHUFFLE_EPILOG = """\
+examples:
+  scvi-dist store shuffle atlas.h5ad shuffled.zarr
+  scvi-dist store shuffle atlas.zarr shuffled.zarr --workers 16 --memory-gb 64
+  scvi-dist store shuffle atlas.zarr shuffled.zarr --no-ray --seed 1
+"""
+
+SUBSET = """\
+Copies the cells for which an expression over obs holds, and the genes that are named, in the order
+given. The expression is evaluated without reading counts; of layers and raw the same cells and
+genes are copied.
+"""
+
+SUBSET_EPILOG = """\
+examples:
+  scvi-dist store subset atlas.h5ad liver.zarr --filter "tissue == 'liver' and n_genes > 500"
+  scvi-dist store subset atlas.zarr small.h5ad --genes @genes.txt
+  scvi-dist store subset atlas.zarr cd.h5ad --genes CD3E,CD4,CD8A --layer counts
+"""
+
+VALIDATE = """\
+Reads every row of a store and says what is wrong, with the rows: damaged or missing chunks (by
+their checksums where there are any), row pointers or gene numbers out of bounds, values that are
+no counts, names that occur twice, a matrix that is not the one that 'store convert' or 'store
+shuffle' wrote. Exit code 0 if all is well, 1 if not. The checksum of the cells does not depend on
+their order: a shuffled copy has the checksum of its source.
+"""
+
+VALIDATE_EPILOG = """\
+examples:
+  scvi-dist store validate atlas.zarr
+  scvi-dist store validate atlas.h5ad --layer counts
+  scvi-dist store validate atlas.zarr --json | jq .problems
+"""
+
+HVG = """\
+Chooses genes whose counts vary more than their mean lets expect, as Seurat v3 and scanpy do, in
+two passes over the store. Prints their names, which 'store subset --genes @FILE' and the run
+file's data.genes_file take.
+"""
+
+HVG_EPILOG = """\
+examples:
+  scvi-dist store hvg atlas.zarr --batch-key donor --out genes.txt
+  scvi-dist store hvg atlas.zarr -n 4000 --layer counts --out genes.csv      the whole table
 """

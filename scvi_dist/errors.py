@@ -9,6 +9,7 @@ A message says what was expected, what was seen, where, and what to do::
     │   ├── StoreNotFound      (FileNotFoundError)
     │   ├── StoreCorrupt       (ValueError)         its content contradicts itself
     │   ├── StoreChanged       (RuntimeError)       it is not the store that was planned for
+    │   ├── StoreUnreachable   (ConnectionError)    a service did not answer, or refused to
     │   └── UnsupportedStore   (TypeError)          a format or layout we do not read
     ├── OutputExists           (FileExistsError)    we would have overwritten something
     ├── FieldNotFound          (KeyError)           a column, layer or key is not in the store
@@ -51,6 +52,10 @@ class StoreCorrupt(StoreError, ValueError):
 
 class StoreChanged(StoreError, RuntimeError):
     """The store is not the one that the plan or the checkpoint was made for."""
+
+
+class StoreUnreachable(StoreError, ConnectionError):
+    """The service that holds a store did not answer, or refused to, however often it was asked."""
 
 
 class UnsupportedStore(StoreError, TypeError):
@@ -110,6 +115,10 @@ class UnsafeFile(ScviDistError, ValueError):
 
 class MissingDependency(ScviDistError, ImportError):
     """An optional package is not installed."""
+
+
+class WarmUpWarning(UserWarning):
+    """Training ends before the divergence from the prior has its full weight."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -196,7 +196,7 @@ class StoreConformance(ABC):
     def test_obs_values(
         self, store: Store, adata: "AnnData", window: tuple[int, int | None]
     ) -> None:
-        columns = ["is_doublet", *(name for name in store.obs_columns if name != "is_doublet")]
+        columns = ["is_doublet", *(name for name in adata.obs.columns if name != "is_doublet")]
         table = store.read_obs(columns, *window)
         expected = adata.obs[columns].iloc[slice(*window)].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, expected, check_index_type=False)

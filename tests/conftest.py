@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # One thread, here and in processes that tests start: sums of floats depend on how many take part,
 # and runs that must end alike are compared to the last digits. Read when torch is first imported.
@@ -9,12 +10,32 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # Examples take as long as the machine lets them; where a change is judged they are always the same.
 settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("here")
 
 pytest.register_assert_rewrite("scvi_dist.testing")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """With ``-n``: a file's tests stay together, and all that start clusters form one queue.
+
+    Two clusters at a time would take turns on the cores and need longer than one after the other.
+    """
+    if config.getvalue("dist") != "load":
+        return None
+    # Folders are in the order of the alphabet: the queue of clusters is among the first to begin.
+    config.option.loadscopereorder = False
+    return _Queues(config, log)
+
+
+class _Queues(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "clusters" if file.startswith(("tests/integration/", "tests/fault/")) else file
 
 
 @pytest.fixture(scope="session")

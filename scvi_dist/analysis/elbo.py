@@ -97,7 +97,7 @@ Terms = Callable[[LossOutput], Mapping[str, Tensor]]
 
 
 def _of_loss(group: CellGroup, module: BaseModule, terms: Terms) -> dict[str, Tensor]:
-    outputs: tuple[Any, ...] = module(group.tensors, loss_kwargs={"kl_weight": 1.0})
+    outputs: tuple[Any, ...] = module(group.tensors)
     return dict(terms(outputs[-1]))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scvi_dist.analysis.output import Layout, Output, X, stored, write
+from scvi_dist.analysis.output import Layout, Out, X, stored, write
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import CellGroup, Cells, StoreCells, collect
 from scvi_dist.errors import ConfigError
@@ -59,7 +59,7 @@ def normalized_expression(
     cells: Cells,
     options: ExpressionOptions,
     *,
-    out: Output | None = None,
+    out: Out = None,
 ) -> np.ndarray | str:
     """Decoded expression of each cell.
 

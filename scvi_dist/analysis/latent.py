@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
-from scvi_dist.analysis.output import Layout, Output, stored, write
+from scvi_dist.analysis.output import Layout, Out, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, collect
+from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.vae import VAE
 
@@ -31,7 +32,7 @@ def latent_representation(
     give_mean: bool = True,
     mc_samples: int = 5_000,
     return_dist: bool = False,
-    out: Output | None = None,
+    out: Out = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray] | str:
     """Latent representation of each cell.
 
@@ -98,3 +99,47 @@ def _softmax_mean(module: VAE, qz: Normal, mc_samples: int) -> Tensor:
         drawn_snk = module.noise.rsample(qz, torch.Size((n_samples,)))
         total_nk += torch.softmax(drawn_snk, dim=-1).sum(dim=0)
     return total_nk / mc_samples
+
+
+def aggregated_posterior(
+    module: VAE, cells: Cells, *, dof: float | None = 3.0
+) -> MixtureSameFamily:
+    """The mixture, in equal parts, of the cells' posteriors: a law of ``[k]``.
+
+    Memory grows with the number of cells, by their latent dimensions.
+
+    Parameters
+    ----------
+    dof
+        Degrees of freedom of Student's t, whose location and scale are the posterior's mean and
+        standard deviation; ``None``: normal components.
+    """
+    if dof is not None and dof <= 0:
+        raise ConfigError(f"dof must be positive or None, seen {dof}.")
+    posterior = collect(module, cells, partial(_posterior, module=module))
+    loc_nk = torch.as_tensor(posterior[MEAN]).to(module.device)
+    scale_nk = torch.as_tensor(posterior[VARIANCE]).sqrt().to(module.device)
+    parts = Normal(loc_nk, scale_nk) if dof is None else StudentT(dof, loc_nk, scale_nk)
+    weights = Categorical(logits=torch.zeros(len(loc_nk), device=module.device))
+    return MixtureSameFamily(weights, Independent(parts, 1))
+
+
+def batch_representation(module: VAE, cells: Cells) -> np.ndarray:
+    """The learned vector of each cell's batch, float32 ``[n, dimensions]``.
+
+    Raises
+    ------
+    ConfigError
+        The module has none: its batches are indicators.
+    """
+    embedding = module.batch_embedding
+    if embedding is None:
+        raise ConfigError(
+            "this module has no learned vectors of batches: it was not built with "
+            "batch_representation='embedding'."
+        )
+
+    def compute(group: CellGroup) -> dict[str, Tensor]:
+        return {"batch": embedding(group.tensors[REGISTRY_KEYS.BATCH_KEY])}
+
+    return collect(module, cells, compute)["batch"]

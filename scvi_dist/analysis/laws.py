@@ -8,6 +8,7 @@ from torch.distributions import Distribution
 
 from scvi_dist.distributions import (
     NegativeBinomial,
+    NegativeBinomialMixture,
     Normal,
     Poisson,
     ZeroInflatedNegativeBinomial,
@@ -19,6 +20,9 @@ _PARAMETERS: dict[type[Distribution], dict[str, str]] = {
     NegativeBinomial: {"mu": "mu", "theta": "theta"},
     Poisson: {"rate": "rate"},
     Normal: {"mu": "loc", "scale": "scale"},
+    NegativeBinomialMixture: {
+        name: name for name in ("mu1", "mu2", "theta1", "theta2", "mixture_logits")
+    },
 }
 """Law -> argument that makes it -> attribute ``[..., n, g]`` that holds it; the mean first."""
 
@@ -35,7 +39,8 @@ def parameters_of(law: Distribution) -> dict[str, Tensor]:
     if kind not in _PARAMETERS:
         known = ", ".join(law.__name__ for law in _PARAMETERS)
         raise ConfigError(f"expected a law of {known}; got {kind.__name__}.")
-    return {name: getattr(law, held) for name, held in _PARAMETERS[kind].items()}
+    held = {name: getattr(law, attribute) for name, attribute in _PARAMETERS[kind].items()}
+    return {name: value for name, value in held.items() if value is not None}
 
 
 def with_mean(law: Distribution, mean: Tensor) -> Distribution:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,12 @@ class Output:
     """What the results in memory may take; a shard has so many rows."""
 
 
+Place: TypeAlias = str | os.PathLike[str] | Output
+"""A store for results: its URL, or an :class:`Output`."""
+Out: TypeAlias = Place | None
+"""Where results go; None returns them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """What the output holds of each cell."""
@@ -58,7 +64,7 @@ def write(
     module: nn.Module,
     cells: StoreCells,
     compute: Compute,
-    output: Output,
+    out: Place,
     layout: Layout,
     what: Mapping[str, Any],
 ) -> str:
@@ -66,6 +72,8 @@ def write(
 
     Parameters
     ----------
+    out
+        Where to; a URL means an output of the usual shards.
     what
         Names the computation and its arguments; JSON values. With the digests of the module, the
         data and the cells it decides whether an existing output is continued.
@@ -74,6 +82,7 @@ def write(
     -------
     The URL of the output: an AnnData, in the caller's order of cells.
     """
+    output = out if isinstance(out, Output) else Output(url=out)
     writer = ShardedWriter(
         output.url,
         n_obs=cells.n_cells,
@@ -109,11 +118,6 @@ def _csr_rows(results: Any, start: int) -> CsrRows:
         parts.append(CsrRows(indptr, matrix.indices, matrix.data, matrix.shape[1]))
         positions.append(group.positions - start)
     return CsrRows.concatenate(parts).take(np.argsort(np.concatenate(positions)))
-
-
-def as_output(out: str | os.PathLike[str] | Output | None) -> Output | None:
-    """A URL as an output of the usual shards."""
-    return out if out is None or isinstance(out, Output) else Output(url=out)
 
 
 def stored(cells: Any) -> StoreCells:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import LogNormal
 
 from scvi_dist.analysis.expression import decoded
-from scvi_dist.analysis.output import Layout, Output, stored, write
+from scvi_dist.analysis.output import Layout, Out, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, collect
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule
@@ -61,7 +61,7 @@ def likelihood_parameters(
 
 
 def latent_library_size(
-    module: VAE, cells: Cells, *, give_mean: bool = True, out: Output | None = None
+    module: VAE, cells: Cells, *, give_mean: bool = True, out: Out = None
 ) -> np.ndarray | str:
     """Library size of each cell.
 

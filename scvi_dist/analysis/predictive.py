@@ -3,7 +3,7 @@
 Axis suffixes: ``n`` cells, ``g`` genes, ``s`` samples.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from scvi_dist.analysis.expression import decoded, gene_names
 from scvi_dist.analysis.laws import parameters_of
-from scvi_dist.analysis.output import Layout, Output, X, stored, write
+from scvi_dist.analysis.output import Layout, Out, Place, X, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, computed
 from scvi_dist.dataloaders.rows import splitmix64
 from scvi_dist.errors import ConfigError
@@ -46,7 +46,7 @@ def posterior_predictive_sample(
     cells: Cells,
     options: PredictiveOptions,
     *,
-    out: Output | None = None,
+    out: Out = None,
 ) -> Any:
     """Draws of the counts of each cell, never dense for more than a minibatch.
 
@@ -64,7 +64,7 @@ def posterior_predictive_sample(
 
 
 def _to_store(
-    module: BaseModule, cells: Cells, compute: Any, options: PredictiveOptions, out: Output
+    module: BaseModule, cells: Cells, compute: Any, options: PredictiveOptions, out: Place
 ) -> str:
     if options.n_samples > 1:
         raise ConfigError(
@@ -92,14 +92,33 @@ def _draws(group: CellGroup, module: BaseModule, options: PredictiveOptions) -> 
 
 
 def draw_by_cell(law: Distribution, keys: np.ndarray) -> Tensor:
-    """One draw ``[..., n, g]`` from a law of counts; what a cell gets follows from its key alone.
+    """One draw ``[..., n, g]`` from a law of counts; a cell's follows from its key alone."""
+    kind = type(law)
+    return drawn_by_cell(lambda given: sample_counts(kind(**given)), parameters_of(law), keys)
+
+
+def gamma_by_cell(concentration: Tensor, mean: Tensor, keys: np.ndarray) -> Tensor:
+    """One draw ``[..., n, g]`` from gamma laws; a cell's follows from its key alone."""
+
+    def draw(given: Mapping[str, Tensor]) -> Tensor:
+        shape = given["concentration"]
+        return torch.distributions.Gamma(shape, torch.ones_like(shape)).sample() / shape
+
+    return mean * drawn_by_cell(draw, {"concentration": concentration}, keys)
+
+
+def drawn_by_cell(
+    draw: Callable[[Mapping[str, Tensor]], Tensor],
+    parameters: Mapping[str, Tensor],
+    keys: np.ndarray,
+) -> Tensor:
+    """What ``draw`` makes of the parameters ``[..., n, g]`` of each cell, with its own generator.
 
     Rejection sampling uses up a generator by amounts that depend on the parameters, so each cell
     has a generator of its own. Torch's global one is left as it was.
     """
-    kind, parameters = type(law), parameters_of(law)
     first = next(iter(parameters.values()))
-    counts = torch.empty_like(first)
+    drawn = torch.empty_like(first)
     seeds = (splitmix64(keys) >> np.uint64(1)).tolist()
     # torch.manual_seed would seed every device, and format a stack trace for each one it cannot.
     on_gpu = first.device.index if first.is_cuda else None
@@ -107,9 +126,8 @@ def draw_by_cell(law: Distribution, keys: np.ndarray) -> Tensor:
     with torch.random.fork_rng(devices=[] if on_gpu is None else [on_gpu]):
         for cell, seed in enumerate(seeds):
             generator.manual_seed(seed)
-            of_cell = {name: value[..., cell, :] for name, value in parameters.items()}
-            counts[..., cell, :] = sample_counts(kind(**of_cell))
-    return counts
+            drawn[..., cell, :] = draw({k: v[..., cell, :] for k, v in parameters.items()})
+    return drawn
 
 
 def _nonzero(results: Iterable[Any]) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:

@@ -112,7 +112,7 @@ class StoreCells:
     def block_cells(self) -> int:
         """Cells that are read at a time: whole chunks of the store where they fit the budget."""
         store = self.source.store
-        fit = int(self.config.budget_bytes / (2 * max(store.bytes_per_cell, 1)))
+        fit = int(self.config.budget_bytes / (2 * max(self.source.bytes_per_cell, 1)))
         fit = max(self.config.batch_size, min(fit, MAX_BLOCK_CELLS))
         return fit // store.chunk_rows * store.chunk_rows if fit >= store.chunk_rows else fit
 
@@ -147,7 +147,12 @@ class StoreCells:
                 # Fractions and empty cells are for setup and training to warn of, once.
                 if report.n_nan or report.n_negative:
                     raise_or_warn(report, self.source.schema.var_names, self.source.where)
-            yield Block(at, rows, counts, self.source.coded_obs.take(rows))
+            fields = self.source.coded_obs.take(rows)
+            if self.source.proteins is not None:
+                fields[REGISTRY_KEYS.PROTEIN_EXP_KEY] = self.source.proteins.read_at(rows)
+            if self.source.minified is not None:
+                fields |= self.source.minified.read_at(rows)
+            yield Block(at, rows, counts, fields)
 
     def _cut(self, block: "Block") -> Iterator[CellGroup]:
         size = self.config.batch_size

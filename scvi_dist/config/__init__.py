@@ -11,9 +11,9 @@ from os import PathLike
 from typing import Any
 
 from scvi_dist.config.build import build, dotted_keys, to_tree
+from scvi_dist.config.model_kinds import MODELS, ModelKind, kind_in, with_defaults
 from scvi_dist.config.run_file import RunFile, dump, parse_run_file, read_run_file
 from scvi_dist.config.sections import (
-    MODELS,
     DataConfig,
     ModelConfig,
     OutputConfig,
@@ -22,10 +22,14 @@ from scvi_dist.config.sections import (
 )
 from scvi_dist.config.store_check import open_run_store
 
+_PLAN = "train.plan"
+"""The section whose type depends on the model."""
+
 __all__ = [
     "MODELS",
     "DataConfig",
     "ModelConfig",
+    "ModelKind",
     "OutputConfig",
     "RunConfig",
     "TrainSection",
@@ -68,8 +72,15 @@ def dump_run(config: RunConfig) -> str:
 @cache
 def run_keys() -> tuple[str, ...]:
     """Every dotted key that a run file or an override may have."""
-    return tuple(dotted_keys(RunConfig))
+    plans = [plan for kind in MODELS.values() for plan in kind.plan_classes]
+    of_plans = (key for plan in plans for key in dotted_keys(plan, f"{_PLAN}."))
+    return tuple(dict.fromkeys((*dotted_keys(RunConfig), *of_plans)))
 
 
 def _built(file: RunFile) -> RunConfig:
-    return build(RunConfig, file.tree, replace(file, known_keys=run_keys()))
+    kind = kind_in(file.tree)
+    tree = with_defaults(file.tree, kind)
+    train = tree.get("train")
+    keys = train.get("plan") if isinstance(train, Mapping) else None
+    plan = kind.plan_class(keys if isinstance(keys, Mapping) else {})
+    return build(RunConfig, tree, replace(file, known_keys=run_keys(), types={_PLAN: plan}))

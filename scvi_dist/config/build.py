@@ -10,6 +10,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from scvi_dist.config.run_file import RunFile
 from scvi_dist.errors import ConfigError, did_you_mean
 
@@ -133,6 +135,7 @@ def _value_of(
         yield build(hint, {k: v for k, v in tree.items() if k in own}, source, path, skip)
         return
     key = f"{path}.{item.name}" if path else item.name
+    hint = source.types.get(key, hint)
     if item.name in tree and skip:
         yield build(hint, tree[item.name], source, key, skip)
     elif item.name in tree:
@@ -268,6 +271,12 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def is_code(hint: Any) -> bool:
-    """Whether values of this type are functions, which no run file can hold."""
+    """Whether values of this type are functions or networks, which no run file can hold."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return any(get_origin(m) is Callable or m is Callable for m in members)
+    return all(_is_code(m) for m in members if m is not NoneType)
+
+
+def _is_code(member: Any) -> bool:
+    if get_origin(member) is Callable or member is Callable:
+        return True
+    return isinstance(member, type) and issubclass(member, torch.nn.Module)

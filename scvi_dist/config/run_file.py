@@ -79,6 +79,8 @@ class RunFile:
     """Dotted key -> text that replaced the file's value."""
     known_keys: Sequence[str] = ()
     """Every dotted key that exists, for hints."""
+    types: Mapping[str, type] = field(default_factory=dict)
+    """Dotted key of a section -> its class, where that depends on what the file says."""
 
     def where(self, key: str) -> str:
         """Where the value of a dotted key was given."""

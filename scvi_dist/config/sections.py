@@ -1,40 +1,26 @@
 """The sections of a run file: the owners' configs side by side, and what only a run has."""
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import import_module
+from dataclasses import dataclass, field, fields, replace
+from math import ceil
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
 import torch
 
-from scvi_dist.config.build import INLINE, convert, hidden, is_code
+from scvi_dist.config.build import INLINE, convert, hidden
+from scvi_dist.config.model_kinds import DEFAULT_MODEL, MODELS, ModelKind
 from scvi_dist.config.run_file import RunFile
+from scvi_dist.data.remote_config import RemoteConfig
 from scvi_dist.data.setup import SetupArgs
+from scvi_dist.data.soma_options import SomaOptions
+from scvi_dist.dataloaders.labelled_cells import LabelledConfig
 from scvi_dist.dataloaders.loader_config import LoaderConfig
+from scvi_dist.dataloaders.sampling_config import SamplingConfig
 from scvi_dist.dataloaders.split import SplitConfig
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.tracking import TrackingConfig
 from scvi_dist.train.configs import RayConfig, TrainConfig, TrainingPlanConfig
-
-MODELS = {
-    "SCVI": ("scvi_dist.model:SCVI", "scvi_dist.module:VAE", "scvi_dist.module.vae_args:CHOICES"),
-}
-"""Name -> class that a user holds, module whose arguments it takes, values that some may have."""
-
-_FROM_DATA = (
-    "n_input",
-    "n_batch",
-    "n_labels",
-    "n_continuous_cov",
-    "n_cats_per_cov",
-    "use_size_factor_key",
-    "library_log_means",
-    "library_log_vars",
-)
-"""Arguments of modules that follow from the data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,20 +28,35 @@ class DataConfig:
     """Which cells and genes, and which columns describe them."""
 
     store: str | tuple[str, ...]
-    """Path or URL of an h5ad file or a Zarr store; or a list of them, read as one."""
+    """Path or URL of a store; or many of them, read as one: a list, a pattern such as
+    ``shards/*.h5ad`` (sorted by name), or a folder of stores."""
     kind: str | None = None
-    """``h5ad`` or ``zarr``, where the name does not tell."""
+    """``h5ad``, ``h5mu``, ``zarr`` or ``soma``, where the name does not tell."""
+    join: Literal["inner", "outer"] | None = None
+    """Of many stores: the genes that all have (inner) or that any has (outer; 0 in the others);
+    without it, stores whose genes differ are refused."""
+    modality: str | None = None
+    """Of a MuData: which modality the counts are of; rna or gex if there is one."""
+    unpaired: Literal["refuse", "drop", "zeros"] = "refuse"
+    """Of a MuData whose modalities hold different cells: what becomes of those that one lacks."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """For remote stores; credentials belong in the environment."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How remote stores are read: attempts, waits, a cache on a local disk."""
     obs_filter: str | None = None
     """Keep the cells for which this expression over obs columns holds, as pandas writes it."""
+    soma: SomaOptions = field(default_factory=SomaOptions)
+    """For TileDB-SOMA: measurement, value filters, timestamp, release of the Census."""
     genes: tuple[str, ...] | None = None
     """Keep these genes, in this order."""
     genes_file: str | None = None
     """The same, one name a line."""
     setup: SetupArgs = field(
-        default_factory=SetupArgs, metadata=INLINE | hidden("unlabeled_category")
+        default_factory=SetupArgs, metadata=INLINE | hidden("protein_names_uns_key", "modalities")
     )
+    markers: str | None = None
+    """Path of a table of marker genes (CSV): a row for each gene, by name, and a column for each
+    cell type, 1 for its markers and 0 for all other genes. For CellAssign."""
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
@@ -84,14 +85,19 @@ class DataConfig:
 class ModelConfig:
     """Which model, with which arguments; the arguments stand beside the name."""
 
-    name: str = "SCVI"
+    name: str = DEFAULT_MODEL
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """As scvi-tools names them, such as ``n_latent``."""
 
     @property
+    def kind(self) -> ModelKind:
+        """What there is to know of the class of model."""
+        return MODELS[self.name]
+
+    @property
     def model_class(self) -> Any:
         """The class that a user holds."""
-        return _load(MODELS[self.name][0])
+        return self.kind.model_class
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], source: RunFile, path: str) -> "ModelConfig":
@@ -102,7 +108,7 @@ class ModelConfig:
                 f"{source.where(f'{path}.name')}: there is no model {name!r}; "
                 f"{did_you_mean(str(name), MODELS)}"
             )
-        hints, choices = model_arguments(name), _load(MODELS[name][2])
+        hints, choices = MODELS[name].arguments(), MODELS[name].valid_values
         arguments = {}
         for key, value in tree.items():
             if key == "name":
@@ -128,7 +134,7 @@ class ModelConfig:
     @classmethod
     def keys(cls) -> list[str]:
         """Keys that the section may have, whatever the model."""
-        return ["name", *dict.fromkeys(key for name in MODELS for key in model_arguments(name))]
+        return ["name", *dict.fromkeys(key for kind in MODELS.values() for key in kind.arguments())]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,13 +144,39 @@ class TrainSection:
     workers: int = 1
     """Ray Train workers, one device each; 0: train in this process, without Ray."""
     fit: TrainConfig = field(default_factory=TrainConfig, metadata=INLINE)
+    labelled: LabelledConfig = field(default_factory=LabelledConfig, metadata=INLINE)
+    kl_warmup_fraction: float | None = 1 / 3
+    """Part of all steps over which the weight of the KL divergence rises to its maximum. None: as
+    the plan says, which is also so where ``plan.n_epochs_kl_warmup`` or ``plan.n_steps_kl_warmup``
+    is given and this is not."""
     plan: TrainingPlanConfig = field(default_factory=TrainingPlanConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     ray: RayConfig = field(default_factory=RayConfig, metadata=hidden("num_workers", "shutdown"))
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"workers: expected 0 or more, seen {self.workers}.")
+        if self.kl_warmup_fraction is None:
+            return
+        if not 0 < self.kl_warmup_fraction <= 1:
+            raise ConfigError(
+                "kl_warmup_fraction: expected a part of training, more than 0 and at most 1 (or "
+                f"null), seen {self.kl_warmup_fraction}."
+            )
+        usual = TrainingPlanConfig()
+        for name in ("n_epochs_kl_warmup", "n_steps_kl_warmup"):
+            if getattr(self.plan, name) != getattr(usual, name):
+                raise ConfigError(
+                    f"kl_warmup_fraction and plan.{name} say the same thing; give one of them."
+                )
+
+    def plan_for(self, total_steps: int | None) -> TrainingPlanConfig:
+        """The plan of a run of so many steps, if that is known."""
+        if self.kl_warmup_fraction is None or total_steps is None:
+            return self.plan
+        steps = max(1, ceil(self.kl_warmup_fraction * total_steps))
+        return replace(self.plan, n_epochs_kl_warmup=None, n_steps_kl_warmup=steps)
 
     @property
     def world(self) -> int:
@@ -171,7 +203,10 @@ class OutputConfig:
     """Replace what an earlier run made there; otherwise an unfinished run is continued, and
     nothing is ever replaced."""
     latent: bool = True
-    """Write the latent space, as ``latent.zarr``."""
+    """Write the latent space, as ``latent.zarr``, where the model has one."""
+    predictions: bool = True
+    """Write each cell's probabilities of labels or types, as ``predictions.zarr``, where the model
+    gives them."""
     figures: bool = True
     """Draw loss curves and a map of the latent space."""
     colour_by: tuple[str, ...] | None = None
@@ -199,24 +234,43 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output: OutputConfig
 
+    def __post_init__(self) -> None:
+        name, kind = self.model.name, self.model.kind
+        usual = SetupArgs()
+        given = [f.name for f in fields(usual) if getattr(self.setup, f.name) is not None]
+        given += [] if self.data.markers is None else ["markers"]
+        for key in given:
+            if key not in (*kind.setup, *kind.required):
+                raise ConfigError(
+                    f"data.{key}: {name} has no use for it; "
+                    f"{did_you_mean(key, (*kind.setup, *kind.required))}"
+                )
+        for key in kind.required:
+            if key not in given:
+                raise ConfigError(f"data.{key}: {name} needs it, seen nothing. {_WHAT[key]}")
+        if self.train.labelled.n_samples_per_label is not None and not kind.learns_labels:
+            raise ConfigError(f"train.n_samples_per_label: {name} learns from no labels.")
+
     @property
     def setup(self) -> SetupArgs:
         """Which columns describe the cells."""
         return self.data.setup
 
-
-@cache
-def model_arguments(name: str) -> dict[str, Any]:
-    """Argument -> type, of those that a run file may give."""
-    module = _load(MODELS[name][1])
-    hints = get_type_hints(module.__init__)
-    return {
-        argument: hints[argument]
-        for argument in inspect.signature(module.__init__).parameters
-        if argument in hints and argument not in _FROM_DATA and not is_code(hints[argument])
-    }
+    @property
+    def makes(self) -> dict[str, bool]:
+        """Result beside the model -> whether it is written."""
+        kind, output = self.model.kind, self.output
+        return {
+            "latent": output.latent and kind.has_latent,
+            "predictions": output.predictions and kind.predicts,
+            "figures": output.figures,
+        }
 
 
-def _load(place: str) -> Any:
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
+_WHAT = {
+    "labels_key": "Give the column of obs that holds the labels.",
+    "unlabeled_category": "Give the value of that column that means 'not labelled'.",
+    "protein_key": "Give the key of obsm that holds the counts of proteins.",
+    "markers": "Give the path of the table of marker genes.",
+}
+"""Key of ``data`` -> what a person is to do where it is missing."""

@@ -19,9 +19,13 @@ def open_run_store(config: RunConfig) -> Store:
         data.store if isinstance(data.store, str) else list(data.store),
         layer=data.setup.layer,
         kind=data.kind,
-        storage_options=data.storage_options or None,
+        storage_options={**data.storage_options, **data.remote.as_options()} or None,
         obs_filter=data.obs_filter,
         genes=data.gene_list(),
+        soma=data.soma,
+        join=data.join,
+        modality=data.modality or data.setup.rna_modality,
+        unpaired=data.unpaired,
     )
     check_setup(store, data.setup)
     for column in config.output.colour_by or ():

@@ -7,10 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anndata import read_h5ad
+    from anndata.io import read_csv, read_loom, read_text
+    from scanpy import read_10x_h5, read_10x_mtx
+
     from scvi_dist.data.describe import StoreDescription, describe_store
+    from scvi_dist.data.highly_variable import highly_variable_genes
     from scvi_dist.data.manager import AnnDataManager
     from scvi_dist.data.open import as_store, open_store
     from scvi_dist.data.store import Range, Store, StoreLocator, ranges_of
+    from scvi_dist.data.synthetic import synthetic_iid
 
 _HOME = {
     "AnnDataManager": "scvi_dist.data.manager",
@@ -20,8 +26,16 @@ _HOME = {
     "StoreLocator": "scvi_dist.data.store",
     "as_store": "scvi_dist.data.open",
     "describe_store": "scvi_dist.data.describe",
+    "highly_variable_genes": "scvi_dist.data.highly_variable",
     "open_store": "scvi_dist.data.open",
     "ranges_of": "scvi_dist.data.store",
+    "read_10x_h5": "scanpy",
+    "read_10x_mtx": "scanpy",
+    "read_csv": "anndata.io",
+    "read_h5ad": "anndata",
+    "read_loom": "anndata.io",
+    "read_text": "anndata.io",
+    "synthetic_iid": "scvi_dist.data.synthetic",
 }
 
 __all__ = [
@@ -32,14 +46,32 @@ __all__ = [
     "StoreLocator",
     "as_store",
     "describe_store",
+    "highly_variable_genes",
     "open_store",
     "ranges_of",
+    "read_10x_h5",
+    "read_10x_mtx",
+    "read_csv",
+    "read_h5ad",
+    "read_loom",
+    "read_text",
+    "synthetic_iid",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        try:
+            home = import_module(_HOME[name])
+        except ModuleNotFoundError as error:
+            if error.name != _HOME[name]:
+                raise
+            from scvi_dist.errors import MissingDependency
+
+            raise MissingDependency(
+                f"scvi_dist.data.{name} is {_HOME[name]}'s: pip install {_HOME[name]}."
+            ) from error
+        return getattr(home, name)
     raise AttributeError(f"module 'scvi_dist.data' has no attribute {name!r}")
 
 

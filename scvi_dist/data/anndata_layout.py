@@ -4,7 +4,7 @@ kind of matrix each is (anndata 0.7 to 0.12). Tables are in ``anndata_table``.
 An :class:`ElementTree` is what the adapters supply; nothing here knows h5py or zarr.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -42,13 +42,19 @@ class ElementTree(Protocol):
 
     def children(self, path: str) -> list[str]: ...
 
-    def attributes(self, path: str) -> dict[str, Any]:
+    def attributes(self, path: str) -> Mapping[str, Any]:
         """Attributes as Python values; a reference to an element is its path."""
 
     def array(self, path: str) -> StoredArray: ...
 
+    def element(self, path: str) -> Any:
+        """A whole element as anndata reads it: a table, an array, a dictionary."""
+
     def stamp(self, paths: Sequence[str]) -> str:
         """What changes when the content of these arrays does, found without reading them."""
+
+    def version(self) -> str:
+        """What changes when the store is written to; ``""`` where finding it takes time."""
 
     def size_on_disk(self) -> int | None:
         """Bytes, where that is cheap to know."""

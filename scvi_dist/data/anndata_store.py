@@ -2,21 +2,51 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.anndata_layout import ElementTree, find_matrix, list_layers, matrix_at
+from scvi_dist.data.anndata_frames import FramesElement
+from scvi_dist.data.anndata_layout import ElementTree, find_matrix, list_layers
 from scvi_dist.data.anndata_table import TableElement
 from scvi_dist.data.matrix import open_matrix
+from scvi_dist.data.names import names_digest, shared_names
 from scvi_dist.data.spans import Range, in_order, spans_of, spans_of_rows
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator
-from scvi_dist.errors import FieldNotFound, StoreCorrupt, UnsupportedStore, did_you_mean
+from scvi_dist.errors import (
+    ConfigError,
+    FieldNotFound,
+    StoreChanged,
+    StoreCorrupt,
+    StoreUnreachable,
+    UnsupportedStore,
+    did_you_mean,
+)
 
 _SAMPLED_NAMES = 16
+
+
+def open_anndata(tree: ElementTree, locator: StoreLocator) -> Store:
+    """The store of what is stored there: an AnnData, or a MuData.
+
+    Raises :class:`UnsupportedStore` for anything else, and :class:`ConfigError` for a modality of
+    an AnnData.
+    """
+    if tree.kind("mod") == "group":
+        from scvi_dist.data.mudata_disk import open_mudata  # it builds on this file
+
+        return open_mudata(tree, locator)
+    if locator.options:
+        raise ConfigError(
+            f"{tree.where} is an AnnData, which has no modalities; leave out "
+            f"{' and '.join(name for name, _ in locator.options)}."
+        )
+    return AnnDataStore(tree, locator)
 
 
 class AnnDataStore(Store):
@@ -33,13 +63,13 @@ class AnnDataStore(Store):
             )
         self._element = find_matrix(tree, locator.layer)
         self._matrix = open_matrix(tree, self._element)
-        self._obs = TableElement(tree, "obs")
+        self._frames = FramesElement(tree)
         self._var = TableElement(tree, "raw/var" if locator.layer == "raw" else "var")
         shape = self._element.shape
-        if shape != (self._obs.n_rows, self._var.n_rows):
+        if shape != (self._frames.n_obs, self._var.n_rows):
             raise StoreCorrupt(
                 f"{self._where}: {self._element.path} is {shape[0]} x {shape[1]}, but there are "
-                f"{self._obs.n_rows} cells in obs and {self._var.n_rows} genes in var."
+                f"{self._frames.n_obs} cells in obs and {self._var.n_rows} genes in var."
             )
 
     @property
@@ -52,30 +82,31 @@ class AnnDataStore(Store):
 
     @cached_property
     def var_names(self) -> np.ndarray:
-        return self._var.index()
+        return shared_names(self._var.index())
 
-    @cached_property
+    @property
     def obs_columns(self) -> dict[str, str]:
-        return self._obs.kinds
+        return self._frames.obs_columns
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
         return list_layers(self._tree)
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self._obs.index(self._window(start, stop))
+        return self._frames.obs_names(self._window(start, stop))
 
     def read_obs(
         self, columns: Sequence[str], start: int = 0, stop: int | None = None
     ) -> pd.DataFrame:
-        return self._obs.read(columns, self._window(start, stop))
+        return self._frames.read_obs(columns, self._window(start, stop))
 
     def _window(self, start: int, stop: int | None) -> np.ndarray:
         return spans_of([(start, self.n_obs if stop is None else stop)], self.n_obs, self._where)
 
     def read_rows(self, ranges: Sequence[Range], genes: np.ndarray | None = None) -> CsrRows:
         spans, back = in_order(spans_of(ranges, self.n_obs, self._where))
-        block = self._matrix.read(spans, genes)
+        with _naming_rows(spans):
+            block = self._matrix.read(spans, genes)
         return block if back is None else block.take(back)
 
     @property
@@ -86,71 +117,37 @@ class AnnDataStore(Store):
     def bytes_per_cell(self) -> float:
         return 8.0 + 8.0 * self._matrix.entries_per_row
 
-    # obsm
+    # obsm and uns
 
-    @cached_property
+    @property
     def obsm_keys(self) -> dict[str, int]:
-        if self._tree.kind("obsm") != "group":
-            return {}
-        widths = {key: self._obsm_width(key) for key in sorted(self._tree.children("obsm"))}
-        return {key: width for key, width in widths.items() if width is not None}
-
-    def _obsm_width(self, key: str) -> int | None:
-        """Number of columns; ``None`` for what is not a table of numbers."""
-        path = f"obsm/{key}"
-        if self._tree.kind(path) == "array":
-            shape = self._tree.array(path).shape
-            return {1: 1, 2: int(shape[-1])}.get(len(shape))
-        if self._tree.attributes(path).get("encoding-type") == "dataframe":
-            kinds = self._obsm_table(key).kinds
-            return len(kinds) if set(kinds.values()) <= {"number", "bool"} else None
-        try:
-            return matrix_at(self._tree, path).shape[1]
-        except UnsupportedStore:
-            return None
-
-    def _obsm_table(self, key: str) -> TableElement:
-        return TableElement(self._tree, f"obsm/{key}")
+        return self._frames.obsm_keys
 
     def obsm_columns(self, key: str) -> tuple[str, ...] | None:
-        self._check_obsm(key)
-        path = f"obsm/{key}"
-        is_table = self._tree.attributes(path).get("encoding-type") == "dataframe"
-        return tuple(self._obsm_table(key).kinds) if is_table else None
-
-    def _check_obsm(self, key: str) -> None:
-        if key not in self.obsm_keys:
-            raise FieldNotFound(
-                f"{self._where}: obsm has no {key!r}; {did_you_mean(key, self.obsm_keys)}"
-            )
+        return self._frames.obsm_columns(key)
 
     def read_obsm(self, key: str, ranges: Sequence[Range]) -> np.ndarray:
-        self._check_obsm(key)
         spans, back = in_order(spans_of(ranges, self.n_obs, self._where))
-        values_nk = self._read_obsm(key, spans).astype(np.float32, copy=False)
+        with _naming_rows(spans):
+            values_nk = self._frames.read_obsm(key, spans)
         return values_nk if back is None else values_nk[back]
 
-    def _read_obsm(self, key: str, spans: np.ndarray) -> np.ndarray:
-        path = f"obsm/{key}"
-        if self._tree.kind(path) == "array":
-            array = self._tree.array(path)
-            self._check_length(path, array.shape[0])
-            values = array.read(spans)
-            return values[:, np.newaxis] if values.ndim == 1 else values
-        if self._tree.attributes(path).get("encoding-type") == "dataframe":
-            return self._read_obsm_table(key, spans)
-        element = matrix_at(self._tree, path)
-        self._check_length(path, element.shape[0])
-        return open_matrix(self._tree, element).read(spans, None).to_dense()
+    def read_uns(self, key: str) -> Any:
+        path = f"uns/{key}"
+        if self._tree.kind(path) is None:
+            have = self._tree.children("uns") if self._tree.kind("uns") == "group" else []
+            raise FieldNotFound(f"{self._where}: uns has no {key!r}; {did_you_mean(key, have)}")
+        return self._tree.element(path)
 
-    def _read_obsm_table(self, key: str, spans: np.ndarray) -> np.ndarray:
-        table = self._obsm_table(key)
-        self._check_length(f"obsm/{key}", table.n_rows)
-        return table.read(list(table.kinds), spans).to_numpy(np.float32, na_value=np.nan)
+    @property
+    def matrix_path(self) -> str:
+        """Where the matrix is among the elements."""
+        return self._element.path
 
-    def _check_length(self, path: str, length: int) -> None:
-        if length != self.n_obs:
-            raise StoreCorrupt(f"{self._where}: {path} has {length} rows for {self.n_obs} cells.")
+    @property
+    def tree(self) -> ElementTree:
+        """All elements of the AnnData, also those that a store has no use for."""
+        return self._tree
 
     # facts
 
@@ -172,11 +169,24 @@ class AnnDataStore(Store):
         facts = [
             self.locator.layer,
             self._matrix.facts(),
-            hashlib.sha256("\0".join(self.var_names).encode()).hexdigest(),
-            self._obs.index(spans_of_rows(rows)).tolist(),
-            self._tree.stamp([*self._matrix.arrays, *self._obs.index_arrays]),
+            names_digest(self.var_names),
+            self._frames.obs_names(spans_of_rows(rows)).tolist(),
+            self._tree.stamp([*self._matrix.arrays, *self._frames.index_arrays]),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
+    def version(self) -> str:
+        return self._tree.version()
+
     def close(self) -> None:
         self._tree.close()
+
+
+@contextmanager
+def _naming_rows(spans: np.ndarray) -> Iterator[None]:
+    """What a service does not deliver is told with the rows that were asked for."""
+    try:
+        yield
+    except (StoreUnreachable, StoreChanged) as error:
+        rows = f"rows {spans[0, 0]} to {spans[-1, 1]}"
+        raise type(error)(f"{error} They were asked for to read {rows}.") from error.__cause__

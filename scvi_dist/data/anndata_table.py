@@ -4,7 +4,7 @@ Knows all encodings that anndata 0.7 to 0.12 write: numbers, booleans, text, cat
 the old form with ``__categories``), and pandas' nullable types.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -102,16 +102,32 @@ class MaskedColumn:
 
 @dataclass(frozen=True)
 class CategoricalColumn:
-    """Codes and categories."""
+    """Codes and categories; opened when they are first read."""
 
-    codes: StoredArray
-    category_column: Column
-    ordered: bool
+    tree: ElementTree
     path: str
     code_path: str
-    where: str
+    category_path: str
+    attributes: Mapping[str, Any]
 
     kind = "category"
+
+    @property
+    def where(self) -> str:
+        return self.tree.where
+
+    @cached_property
+    def codes(self) -> StoredArray:
+        return self.tree.array(self.code_path)
+
+    @cached_property
+    def category_column(self) -> Column:
+        labels = column_at(self.tree, self.category_path)
+        if labels is None:
+            raise UnsupportedStore(
+                f"{self.where}: the categories of {self.path} have an encoding that is not read."
+            )
+        return labels
 
     @property
     def length(self) -> int:
@@ -126,7 +142,10 @@ class CategoricalColumn:
         """All categories, in the store's order."""
         values = self.category_column.read(span(0, self.category_column.length))
         text = self.category_column.kind == "string"
-        return pd.Index(values, dtype=object if text else None)
+        index = pd.Index(values, dtype=object if text else None)
+        # pandas finds this out when it is first asked, and wrongly if two threads ask at once.
+        _ = index.is_unique
+        return index
 
     def read(self, spans: np.ndarray) -> pd.Categorical:
         codes = self.codes.read(spans)
@@ -138,7 +157,8 @@ class CategoricalColumn:
                 f"but only {n} categories."
             )
         try:
-            return pd.Categorical.from_codes(codes, self.categories, ordered=self.ordered)
+            ordered = bool(self.attributes.get("ordered", False))
+            return pd.Categorical.from_codes(codes, self.categories, ordered=ordered)
         except ValueError as error:
             raise StoreCorrupt(f"{self.where}: categories of {self.path}: {error}") from error
 
@@ -154,29 +174,19 @@ def column_at(tree: ElementTree, path: str) -> Column | None:
         return PlainColumn(array, path) if readable else None
     names = set(tree.children(path))
     if {"codes", "categories"} <= names:
-        return _categorical(tree, path, f"{path}/codes", f"{path}/categories", attributes)
+        return CategoricalColumn(tree, path, f"{path}/codes", f"{path}/categories", attributes)
     if {"values", "mask"} <= names and attributes.get("encoding-type") in _NULLABLE:
         values = tree.array(f"{path}/values")
         return MaskedColumn(values, tree.array(f"{path}/mask"), path)
     return None
 
 
-def _legacy_categorical(tree: ElementTree, path: str, reference: str) -> Column | None:
+def _legacy_categorical(tree: ElementTree, path: str, reference: str) -> Column:
     """anndata 0.7: an array of codes with an attribute that leads to its categories."""
     target = reference.strip("/")
     if tree.kind(target) is None:  # Zarr: relative to the table, not to the root.
         target = f"{path.rpartition('/')[0]}/{target}"
-    return _categorical(tree, path, path, target, tree.attributes(target))
-
-
-def _categorical(
-    tree: ElementTree, path: str, codes: str, categories: str, attributes: dict[str, Any]
-) -> Column | None:
-    labels = column_at(tree, categories)
-    if labels is None:
-        return None
-    ordered = bool(attributes.get("ordered", False))
-    return CategoricalColumn(tree.array(codes), labels, ordered, path, codes, tree.where)
+    return CategoricalColumn(tree, path, path, target, tree.attributes(target))
 
 
 class TableElement:

@@ -8,6 +8,7 @@ Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,69 @@ import pandas as pd
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.categories import code_dtype
-from scvi_dist.data.containers import Container
+from scvi_dist.data.containers import PLAIN, Codec, Container
+from scvi_dist.data.content import pointer_type
 
 _SHARD_ENTRIES = 1 << 22
 _CHUNK_BYTES = 16 << 20
 _FRAME_CHUNK_ROWS = 1 << 16
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixLayout:
+    """How the entries of a CSR matrix lie on disk."""
+
+    value_type: np.dtype
+    index_type: np.dtype
+    chunk_entries: int
+    """Entries in a chunk: the least that a reader decodes."""
+    pointer_type: np.dtype = np.dtype(np.int64)  # noqa: RUF009 (immutable)
+    """Of the row pointers: wide enough for the number of entries."""
+    codec: Codec = PLAIN
+
+    @property
+    def shard_entries(self) -> int:
+        """Entries in a shard: a file of many chunks, written in one go."""
+        return self.chunk_entries * max(1, _SHARD_ENTRIES // self.chunk_entries)
+
+
+def plain_layout(
+    value_type: Any, n_vars: int, chunk_entries: int, most_entries: int
+) -> MatrixLayout:
+    """The types that anndata writes; ``most_entries`` is what the matrix has at most."""
+    return MatrixLayout(
+        value_type=np.dtype(value_type),
+        index_type=pointer_type(n_vars),
+        chunk_entries=chunk_entries,
+        pointer_type=pointer_type(most_entries),
+    )
+
+
+def make_csr(
+    container: Container,
+    path: str,
+    shape: tuple[int, int],
+    layout: MatrixLayout,
+    n_entries: int = 0,
+) -> tuple[Any, Any, Any]:
+    """The arrays ``data``, ``indices`` and ``indptr`` of a new CSR matrix, to be filled."""
+    container.group(path, "csr_matrix", "0.1.0", shape=[int(n) for n in shape])
+
+    def entries(name: str, dtype: np.dtype) -> Any:
+        return container.array(
+            f"{path}/{name}",
+            (n_entries,),
+            dtype,
+            (layout.chunk_entries,),
+            (layout.shard_entries,),
+            layout.codec,
+        )
+
+    length = shape[0] + 1
+    rows = _frame_chunks(length)
+    indptr = container.array(f"{path}/indptr", (length,), layout.pointer_type, rows)
+    return entries("data", layout.value_type), entries("indices", layout.index_type), indptr
 
 
 class CsrWriter:
@@ -32,31 +90,17 @@ class CsrWriter:
         Where it goes.
     shape
         Cells and genes; just as many cells must be appended.
-    dtype
-        Of the entries.
-    chunk_entries
-        Entries in a chunk.
+    layout
+        Types of the entries, chunks and compression.
     """
 
     def __init__(
-        self,
-        container: Container,
-        path: str,
-        shape: tuple[int, int],
-        dtype: Any,
-        chunk_entries: int,
+        self, container: Container, path: str, shape: tuple[int, int], layout: MatrixLayout
     ) -> None:
-        self._n_obs, n_vars = shape
-        self._shard = chunk_entries * max(1, _SHARD_ENTRIES // chunk_entries)
-        container.group(path, "csr_matrix", "0.1.0", shape=[int(n) for n in shape])
-        index_dtype = np.int32 if n_vars <= np.iinfo(np.int32).max else np.int64
-
-        def entries(name: str, dtype: Any) -> Any:
-            return container.array(f"{path}/{name}", (0,), dtype, (chunk_entries,), (self._shard,))
-
-        self._arrays = (entries("data", dtype), entries("indices", index_dtype))
-        length = self._n_obs + 1
-        self._indptr = container.array(f"{path}/indptr", (length,), np.int64, _frame_chunks(length))
+        self._n_obs = shape[0]
+        self._shard = layout.shard_entries
+        *arrays, self._indptr = make_csr(container, path, shape, layout)
+        self._arrays = tuple(arrays)
         self._waiting: list[CsrRows] = []
         self._n_waiting = self._n_written = self._n_rows = 0
 
@@ -81,7 +125,7 @@ class CsrWriter:
         written = self._n_written + n
         for array, values in zip(self._arrays, (block.data, block.indices), strict=True):
             array.resize((written,))
-            array[self._n_written : written] = values[:n]
+            array[self._n_written : written] = values[:n].astype(array.dtype, copy=False)
         self._n_written, self._n_waiting = written, self._n_waiting - n
         rest = np.array([0, self._n_waiting], dtype=np.int64)
         kept = CsrRows(rest, block.indices[n:].copy(), block.data[n:].copy(), block.n_genes)
@@ -135,8 +179,10 @@ def _write_column(
         _write_codes(
             container, path, levels, bool(dtype.ordered), n_rows, lambda a, b: read(a, b).cat.codes
         )
+    elif is_masked(dtype):
+        _write_masked(container, path, dtype.numpy_dtype, n_rows, read)
     elif pd.api.types.is_numeric_dtype(dtype):
-        # A nullable column may have pd.NA, which becomes NaN.
+        # pd.NA among fractions becomes NaN.
         stored = np.dtype(np.float64 if pd.api.types.is_extension_array_dtype(dtype) else dtype)
         array = container.numbers(path, (n_rows,), stored, _frame_chunks(n_rows))
         for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):
@@ -153,6 +199,30 @@ def _write_column(
         array = container.text(path, n_rows, _frame_chunks(n_rows))
         for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):
             array[start:stop] = read(start, stop).astype(str).to_numpy(dtype=object)
+
+
+def is_masked(dtype: Any) -> bool:
+    """Whether it is one of pandas' types of integers or booleans that may be missing."""
+    return pd.api.types.is_extension_array_dtype(dtype) and getattr(
+        dtype, "numpy_dtype", np.dtype(object)
+    ).kind in ("i", "u", "b")
+
+
+def _write_masked(
+    container: Container,
+    path: str,
+    dtype: np.dtype,
+    n_rows: int,
+    read: Callable[[int, int], pd.Series],
+) -> None:
+    kind = "nullable-boolean" if dtype.kind == "b" else "nullable-integer"
+    container.group(path, kind, "0.1.0")
+    values = container.numbers(f"{path}/values", (n_rows,), dtype, _frame_chunks(n_rows))
+    mask = container.numbers(f"{path}/mask", (n_rows,), np.bool_, _frame_chunks(n_rows))
+    for start, stop in pieces(n_rows, _FRAME_CHUNK_ROWS):
+        column = read(start, stop)
+        values[start:stop] = column.to_numpy(dtype=dtype, na_value=dtype.type(0))
+        mask[start:stop] = column.isna().to_numpy()
 
 
 def _write_codes(

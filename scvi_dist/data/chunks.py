@@ -19,9 +19,10 @@ from scvi_dist.data.spans import expand
 Decoder = Callable[[Any, np.ndarray], None]
 """``decode(stored bytes, out)`` fills ``out`` (uint8) or raises :class:`ChunkDamaged`."""
 
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES, _LEAST_BATCH_BYTES = 16 << 20, 1 << 20
 _LOCAL_GAP_BYTES = 64 << 10
-_REMOTE_GAP_BYTES = 1 << 20
+REMOTE_GAP_BYTES = 1 << 20
+"""Bytes between two pieces of a remote object that are read rather than asked for apart."""
 
 
 class ChunkDamaged(Exception):
@@ -86,27 +87,6 @@ def _read_piece(handle: int, piece: Piece) -> bytes:
         raw = os.pread(handle, stop - start, start)
         parts.append(raw)
     return b"".join(parts)
-
-
-class RemoteObjects:
-    """Objects below a URL, through fsspec, many requests at a time."""
-
-    def __init__(self, filesystem: Any, root: str) -> None:
-        self._fs = filesystem
-        self._root = root.rstrip("/")
-
-    def fetch(self, pieces: Sequence[Piece]) -> list[memoryview | None]:
-        return fetch_joined(pieces, self._read, _REMOTE_GAP_BYTES)
-
-    def _read(self, pieces: Sequence[Piece]) -> list[bytes | None]:
-        paths = [f"{self._root}/{piece.key}" if piece.key else self._root for piece in pieces]
-        starts, stops = [p.start for p in pieces], [p.stop for p in pieces]
-        answers = self._fs.cat_ranges(paths, starts, stops, on_error="return")
-        for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
-                # Not chained: the messages of clients tell the whole URL, with what signs it.
-                raise ConnectionError(f"{type(answer).__name__}: {answer}") from None
-        return [None if isinstance(answer, FileNotFoundError) else answer for answer in answers]
 
 
 def fetch_joined(
@@ -176,7 +156,10 @@ def read_chunks(
     numbers = wanted.tolist()
     scratch = np.empty(chunk, dtype=dtype)
     absent: list[int] = []
-    batch = max(1, _BATCH_BYTES // max(1, chunk * dtype.itemsize))
+    # Stored bytes wait beside the result: no more of them than it, or a small window of scattered
+    # rows would hold most of a store.
+    waiting = min(_BATCH_BYTES, max(out.nbytes, _LEAST_BATCH_BYTES))
+    batch = max(1, waiting // max(1, chunk * dtype.itemsize))
     for i in range(len(numbers)):
         if i % batch == 0:
             stored = fetch(numbers[i : i + batch])

@@ -2,225 +2,294 @@
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.spans import Range, in_order, spans_of
-from scvi_dist.data.store import StorageFacts, Store, StoreLocator
-from scvi_dist.errors import ConfigError, FieldNotFound, SchemaMismatch, did_you_mean
+from scvi_dist.data.alignment import Join
+from scvi_dist.data.collection_index import CollectionIndex
+from scvi_dist.data.matrix import gene_lookup
+from scvi_dist.data.names import names_digest
+from scvi_dist.data.obs_join import MergedColumn, ObsJoin, kinds_of
+from scvi_dist.data.obsm_join import JoinedObsm, ObsmJoin, obsm_of
+from scvi_dist.data.parts import LazyParts
+from scvi_dist.data.spans import Range, expand, in_order, spans_of
+from scvi_dist.data.store import StorageFacts, Store, StoreLocator, ranges_of
+from scvi_dist.errors import ConfigError, FieldNotFound
 
-_OPENING_THREADS = 8
+_SAMPLED_PLACES = 8
+_SAMPLED_ROWS = 32
 _T = TypeVar("_T")
 
 
 def open_collection(locator: StoreLocator) -> "CollectionStore":
-    """The collection of a locator's parts."""
-    with ThreadPoolExecutor(min(_OPENING_THREADS, len(locator.parts))) as pool:
-        return CollectionStore(list(pool.map(StoreLocator.open, locator.parts)))
+    """The collection of a locator; its parts are opened when they are read."""
+    parts = LazyParts(locator.parts)
+    if not locator.options:
+        return CollectionStore(parts, CollectionIndex.of(parts, None, None))
+    index = CollectionIndex.from_options(dict(locator.options))
+    parts.check = index.check
+    return CollectionStore(parts, index)
+
+
+def collect(
+    sources: Sequence[StoreLocator | Store],
+    join: Join | None = None,
+    genes: Sequence[str] | None = None,
+    max_open: int | None = None,
+) -> "CollectionStore":
+    """Stores as one. Every store is opened once, for its number of cells and its gene names.
+
+    Parameters
+    ----------
+    sources
+        Locators, or stores that are open (they stay so until the collection is closed).
+    join
+        Genes that it has where stores differ: ``inner``, those that all stores have; ``outer``,
+        those that any has (zeros where a store lacks one); ``None``: differing genes are refused,
+        their order may differ.
+    genes
+        These of them, in this order.
+    max_open
+        Stores that are kept open.
+
+    Raises
+    ------
+    ConfigError, SchemaMismatch, FieldNotFound
+        No store; genes that differ, repeat or are missing: names the store and the genes.
+    """
+    if not sources:
+        raise ConfigError("a collection needs at least one store.")
+    given = {i: source for i, source in enumerate(sources) if isinstance(source, Store)}
+    locators = [s.locator if isinstance(s, Store) else s for s in sources]
+    parts = LazyParts(locators, given, max_open=max_open)
+    try:
+        index = CollectionIndex.of(parts, join, genes)
+    except BaseException:
+        parts.close()
+        raise
+    parts.check = index.check
+    return CollectionStore(parts, index)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One store, held open for a read, with the rows wanted of it."""
+
+    number: int
+    store: Store
+    ranges: list[Range]
 
 
 class CollectionStore(Store):
-    """Stores with the same genes in the same order. Categories of obs columns are merged:
+    """Stores with their genes, obs columns and obsm joined by name; see :func:`collect`."""
 
-    where all parts have the same ones in the same order they stay so, else they are sorted, so
-    that their order does not depend on the order of the parts.
-    """
-
-    def __init__(self, parts: Sequence[Store]) -> None:
-        """Raises :class:`SchemaMismatch` naming the first part whose genes differ."""
-        if not parts:
-            raise ConfigError("a collection needs at least one store.")
-        self.parts = tuple(parts)
-        _check_genes(self.parts)
-        self._starts = np.cumsum([0, *(part.n_obs for part in parts)])
-        self.locator = _locator_of(self.parts)
+    def __init__(self, parts: LazyParts, index: CollectionIndex) -> None:
+        self._parts = parts
+        self._index = index
+        layers = {locator.layer for locator in parts.locators}
+        self.locator = StoreLocator(
+            kind="collection",
+            url=_common_folder([locator.url for locator in parts.locators]),
+            layer=layers.pop() if len(layers) == 1 else None,
+            parts=parts.locators,
+            options=index.options(),
+        )
         self._where = f"collection of {len(parts)} stores at {self.locator.redacted_url}"
-        self._merged: dict[str, pd.CategoricalDtype] = {}
+        self._merged: dict[str, MergedColumn] = {}
+
+    def at_layer(self, layer: str) -> "CollectionStore":
+        """The same cells, and genes joined in the same way, of another layer."""
+        from scvi_dist.data.open import store_at_layer
+
+        def other(part: int, store: Store) -> Store | StoreLocator:
+            if store.locator.parts:
+                return store_at_layer(store.locator.open(), layer)
+            return replace(store.locator, layer=layer)
+
+        genes = self.var_names.tolist() if self._index.chosen else None
+        return collect(self._parts.visit(other), self._index.join, genes)
 
     @property
     def n_obs(self) -> int:
-        return int(self._starts[-1])
+        return int(self._index.starts[-1])
+
+    @property
+    def part_sizes(self) -> tuple[int, ...]:
+        return tuple(np.diff(self._index.starts).tolist())
 
     @property
     def n_vars(self) -> int:
-        return self.parts[0].n_vars
+        return len(self._index.var_names)
 
     @property
     def var_names(self) -> np.ndarray:
-        return self.parts[0].var_names
+        return self._index.var_names
 
     @property
+    def n_open(self) -> int:
+        """Stores that the collection has opened and holds open now."""
+        return self._parts.n_open
+
+    @cached_property
     def layers(self) -> tuple[str, ...]:
-        common = set.intersection(*(set(part.layers) for part in self.parts))
-        return tuple(name for name in self.parts[0].layers if name in common)
+        found = self._parts.visit(lambda _, store: store.layers)
+        common = set.intersection(*map(set, found))
+        return tuple(name for name in found[0] if name in common)
+
+    # obs
 
     @cached_property
     def obs_columns(self) -> dict[str, str]:
-        """Columns that all parts have, as the same kind or as text and categories."""
-        kinds = {name: self._kinds_of(name) for name in self.parts[0].obs_columns}
-        merged = {name: _merge_kinds(found) for name, found in kinds.items()}
-        return {name: kind for name, kind in merged.items() if kind is not None}
+        return self._obs_join(self._parts.visit(lambda _, store: store.obs_columns)).columns()
 
-    def _kinds_of(self, name: str) -> list[str | None]:
-        return [part.obs_columns.get(name) for part in self.parts]
+    def _obs_join(self, kinds: Sequence[dict[str, str]]) -> ObsJoin:
+        return ObsJoin(kinds, self._where, self._parts.where)
 
-    def _check_columns(self, columns: Sequence[str]) -> None:
-        for name in columns:
-            if name in self.obs_columns:
-                continue
-            kinds = self._kinds_of(name)
-            if all(kind is None for kind in kinds):
-                raise FieldNotFound(
-                    f"{self._where}: obs has no column {name!r}; "
-                    f"{did_you_mean(name, self.obs_columns)}"
-                )
-            odd = kinds.index(None) if None in kinds else _first_odd(kinds)
-            have = kinds[0] if odd else next(k for k in kinds if k is not None)
-            seen = "does not have it" if kinds[odd] is None else f"has it as {kinds[odd]}"
-            raise SchemaMismatch(
-                f"{self._where}: column {name!r} has to be in every store; it is a {have} column "
-                f"elsewhere, and {self.parts[odd].locator.redacted_url} {seen}. Write it into "
-                "that store, or leave the column or the store out."
-            )
+    def _merge(self, names: Sequence[str]) -> dict[str, MergedColumn]:
+        """The form of columns over all stores; each store is asked once for all new ones."""
+        new = [name for name in names if name not in self._merged]
+        if new:
+            try:
+                empty = self._parts.visit(lambda _, store: store.read_obs(new, 0, 0))
+            except FieldNotFound:
+                self._explain(new)
+                raise
+            self._merged.update(self._obs_join([kinds_of(table) for table in empty]).merge(empty))
+        return {name: self._merged[name] for name in names}
+
+    def _explain(self, names: Sequence[str]) -> None:
+        """Raise the error that says which stores have a column and which have it not."""
+        join = self._obs_join(self._parts.visit(lambda _, store: store.obs_columns))
+        for name in names:
+            join.kind(name)
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         pieces = self._pieces([(start, self.n_obs if stop is None else stop)])
-        names = [part.obs_names(*spans[0]) for part, spans in pieces]
+        names = [part.store.obs_names(*part.ranges[0]) for part in pieces]
         return np.concatenate([np.zeros(0, dtype=object), *names])
 
     def read_obs(
         self, columns: Sequence[str], start: int = 0, stop: int | None = None
     ) -> pd.DataFrame:
-        self._check_columns(columns)
-        pieces = list(self._pieces([(start, self.n_obs if stop is None else stop)]))
-        tables = [part.read_obs(columns, *spans[0]) for part, spans in pieces]
-        tables = tables or [self.parts[0].read_obs(columns, 0, 0)]
-        series = {
-            name: self._merge_column(name, [table[name] for table in tables]) for name in columns
-        }
-        return pd.DataFrame(series, columns=list(columns))
-
-    def _merge_column(self, name: str, values: list[pd.Series]) -> pd.Series:
-        kind = self.obs_columns[name]
-        if kind == "category":
-            merged = self._categories(name)
-            values = [_recode(part, merged) for part in values]
-        elif kind == "string":
-            values = [part.astype(object).where(part.notna(), None) for part in values]
-        return pd.concat(values, ignore_index=True)
-
-    def _categories(self, name: str) -> pd.CategoricalDtype:
-        if name not in self._merged:
-            found = [part.read_obs([name], 0, 0)[name].dtype for part in self.parts]
-            self._merged[name] = self._merge_categories(name, found)
-        return self._merged[name]
-
-    def _merge_categories(self, name: str, found: list[pd.CategoricalDtype]) -> pd.CategoricalDtype:
-        first = found[0]
-        if all(first.categories.equals(other.categories) for other in found[1:]):
-            return pd.CategoricalDtype(first.categories, all(other.ordered for other in found))
-        for part, other in zip(self.parts, found, strict=True):
-            if other.categories.inferred_type != first.categories.inferred_type and len(
-                other.categories
-            ):
-                raise SchemaMismatch(
-                    f"{self._where}: the categories of {name!r} are "
-                    f"{first.categories.inferred_type} values in the first store and "
-                    f"{other.categories.inferred_type} values in {part.locator.redacted_url}; "
-                    "write them as the same type."
-                )
-        union = pd.Index(np.unique(np.concatenate([other.categories for other in found])))
-        return pd.CategoricalDtype(union.astype(first.categories.dtype))
+        merged = self._merge(columns)
+        pieces = self._pieces([(start, self.n_obs if stop is None else stop)])
+        tables = [part.store.read_obs(columns, *part.ranges[0]) for part in pieces]
+        if not tables:
+            with self._parts.lease(0) as store:
+                tables = [store.read_obs(columns, 0, 0)]
+        series = {name: merged[name].join([table[name] for table in tables]) for name in columns}
+        index = pd.RangeIndex(sum(map(len, tables)))
+        return pd.DataFrame(series, index=index, columns=list(columns))
 
     # rows
 
-    def _pieces(self, ranges: Sequence[Range]) -> Iterator[tuple[Store, list[Range]]]:
-        """Parts with the ranges to read of each, for ascending ranges."""
+    def _pieces(self, ranges: Sequence[Range] | np.ndarray) -> Iterator[_Part]:
+        """Parts with the rows to read of each, for ascending ranges; open while in use."""
         spans = spans_of(ranges, self.n_obs, self._where)
-        for part, low, high in zip(self.parts, self._starts[:-1], self._starts[1:], strict=True):
+        starts = self._index.starts
+        # First and last part of each span; what lies between them is wanted whole.
+        touched = np.stack(
+            [
+                np.searchsorted(starts, spans[:, 0], side="right") - 1,
+                np.searchsorted(starts, spans[:, 1], side="left"),
+            ],
+            axis=1,
+        )
+        for number in np.unique(expand(touched)).tolist():
+            low, high = int(starts[number]), int(starts[number + 1])
+            if low == high:
+                continue
             first = int(np.searchsorted(spans[:, 1], low, side="right"))
             last = int(np.searchsorted(spans[:, 0], high, side="left"))
-            if first < last and low < high:
-                inside = np.clip(spans[first:last], low, high) - low
-                yield part, [(start, stop) for start, stop in inside.tolist()]
+            inside = np.clip(spans[first:last], low, high) - low
+            rows = [(start, stop) for start, stop in inside.tolist()]
+            with self._parts.lease(number) as store:
+                yield _Part(number, store, rows)
 
     def _gather(
-        self, ranges: Sequence[Range], read: Callable[[Store, list[Range]], _T]
+        self, ranges: Sequence[Range], read: Callable[[_Part], _T]
     ) -> tuple[list[_T], np.ndarray | None]:
         spans, back = in_order(spans_of(ranges, self.n_obs, self._where))
-        ascending = [(start, stop) for start, stop in spans.tolist()]
-        return [read(part, inside) for part, inside in self._pieces(ascending)], back
+        return [read(part) for part in self._pieces(spans)], back
 
     def read_rows(self, ranges: Sequence[Range], genes: np.ndarray | None = None) -> CsrRows:
-        blocks, back = self._gather(ranges, lambda part, inside: part.read_rows(inside, genes))
+        if genes is not None:
+            gene_lookup(genes, self.n_vars)  # refuses what is repeated or does not exist
+            genes = np.asarray(genes, dtype=np.int64)
+
+        def read(part: _Part) -> CsrRows:
+            plan = self._index.plan(part.number, part.store, genes)
+            return plan.place(part.store.read_rows(part.ranges, plan.read))
+
+        blocks, back = self._gather(ranges, read)
         if not blocks:
-            return self.parts[0].read_rows([], genes)
+            with self._parts.lease(0) as store:
+                return read(_Part(0, store, []))
         block = CsrRows.concatenate(blocks)
         return block if back is None else block.take(back)
 
+    # obsm
+
+    @cached_property
+    def _obsm(self) -> ObsmJoin:
+        found = self._parts.visit(lambda _, store: obsm_of(store))
+        return ObsmJoin(found, self._index.join, self._where, self._parts.where)
+
     @cached_property
     def obsm_keys(self) -> dict[str, int]:
-        """Keys that all parts have, with the same number of columns."""
-        first = self.parts[0].obsm_keys
-        return {
-            key: width
-            for key, width in first.items()
-            if all(part.obsm_keys.get(key) == width for part in self.parts)
-        }
+        return self._obsm.keys()
 
     def obsm_columns(self, key: str) -> tuple[str, ...] | None:
-        self._check_obsm(key)
-        return self.parts[0].obsm_columns(key)
+        return self._obsm.joined(key).names
 
-    def _check_obsm(self, key: str) -> None:
-        if key in self.obsm_keys:
-            first = self.parts[0].obsm_columns(key)
-            for part in self.parts[1:]:
-                if part.obsm_columns(key) != first:
-                    raise SchemaMismatch(
-                        f"{self._where}: the columns of obsm[{key!r}] in "
-                        f"{part.locator.redacted_url} are not those of the first store."
-                    )
-            return
-        widths = [part.obsm_keys.get(key) for part in self.parts]
-        if all(width is None for width in widths):
-            raise FieldNotFound(
-                f"{self._where}: obsm has no {key!r}; {did_you_mean(key, self.obsm_keys)}"
-            )
-        odd = widths.index(None) if None in widths else _first_odd(widths)
-        raise SchemaMismatch(
-            f"{self._where}: obsm[{key!r}] has to have the same columns in every store; "
-            f"{self.parts[odd].locator.redacted_url} has {widths[odd] or 'none'}."
-        )
+    def read_uns(self, key: str) -> Any:
+        with self._parts.lease(0) as store:
+            return store.read_uns(key)
 
     def read_obsm(self, key: str, ranges: Sequence[Range]) -> np.ndarray:
-        self._check_obsm(key)
-        blocks, back = self._gather(ranges, lambda part, inside: part.read_obsm(key, inside))
-        empty = np.zeros((0, self.obsm_keys[key]), dtype=np.float32)
+        joined: JoinedObsm = self._obsm.joined(key)
+        blocks, back = self._gather(
+            ranges, lambda part: joined.read(part.number, part.store, part.ranges)
+        )
+        empty = np.zeros((0, joined.width), dtype=np.float32)
         values_nk = np.concatenate([empty, *blocks])
         return values_nk if back is None else values_nk[back]
 
     # facts
 
+    @cached_property
+    def _hints(self) -> list[tuple[int, float]]:
+        return self._parts.visit(lambda _, store: (store.chunk_rows, store.bytes_per_cell))
+
     @property
     def chunk_rows(self) -> int:
-        return max(part.chunk_rows for part in self.parts)
+        return max(chunk_rows for chunk_rows, _ in self._hints)
 
     @cached_property
     def bytes_per_cell(self) -> float:
-        weights = np.diff(self._starts)
-        if weights.sum() == 0:
+        if self.n_obs == 0:
             return 8.0
-        return float(np.average([part.bytes_per_cell for part in self.parts], weights=weights))
+        if self._index.chosen or self._index.join == "inner":
+            return self._sampled_bytes()
+        sizes = [bytes_per_cell for _, bytes_per_cell in self._hints]
+        return float(np.average(sizes, weights=self._index.cells))
+
+    def _sampled_bytes(self) -> float:
+        """From a few rows at a few places: not all genes of the parts are ours."""
+        starts = np.linspace(0, max(0, self.n_obs - _SAMPLED_ROWS), _SAMPLED_PLACES).astype(int)
+        rows = np.unique(starts[:, np.newaxis] + np.arange(_SAMPLED_ROWS))
+        rows = rows[rows < self.n_obs]
+        return 8.0 + 8.0 * float(self.read_rows(ranges_of(rows)).indptr[-1]) / len(rows)
 
     def storage_facts(self) -> StorageFacts:
-        facts = [part.storage_facts() for part in self.parts]
+        facts = self._parts.visit(lambda _, store: store.storage_facts())
         stored = [fact.n_stored for fact in facts]
         sizes = [fact.size_bytes for fact in facts]
         return StorageFacts(
@@ -231,64 +300,22 @@ class CollectionStore(Store):
         )
 
     def digest(self) -> str:
-        digests = " ".join(part.digest() for part in self.parts)
-        return hashlib.sha256(digests.encode()).hexdigest()[:32]
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digests = self._index.part_digests or self._parts.visit(
+            lambda _, store: store.digest(), keep=False
+        )
+        facts = json.dumps([list(digests), self._index.join, names_digest(self.var_names)])
+        return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def close(self) -> None:
-        for part in self.parts:
-            part.close()
+        self._parts.close()
 
 
 def _only(values: set[str | None]) -> str | None:
     return values.pop() if len(values) == 1 else None
-
-
-def _first_odd(values: Sequence[object]) -> int:
-    return next((i for i, value in enumerate(values) if value != values[0]), 0)
-
-
-def _merge_kinds(kinds: Sequence[str | None]) -> str | None:
-    found = set(kinds)
-    if len(found) == 1:
-        return kinds[0]
-    # anndata writes text as a category unless every value is different.
-    return "string" if found == {"string", "category"} else None
-
-
-def _recode(values: pd.Series, merged: pd.CategoricalDtype) -> pd.Series:
-    places = merged.categories.get_indexer(values.cat.categories)
-    codes = np.append(places, -1)[values.cat.codes.to_numpy()]
-    return pd.Series(pd.Categorical.from_codes(codes, dtype=merged), index=values.index)
-
-
-def _check_genes(parts: Sequence[Store]) -> None:
-    first = parts[0]
-    for part in parts[1:]:
-        if np.array_equal(part.var_names, first.var_names):
-            continue
-        here, there = set(first.var_names), set(part.var_names)
-        where = f"{part.locator.redacted_url} (compared with {first.locator.redacted_url})"
-        if here == there:
-            raise SchemaMismatch(
-                f"{where}: the same {len(there)} genes in another order. Give the list of genes "
-                "(genes=...) so that every store is brought to its order."
-            )
-        raise SchemaMismatch(
-            f"{where}: {len(there - here)} genes that the other has not and {len(here - there)} "
-            f"genes too few, such as {min(here ^ there)!r}. Stores that are used as one need the "
-            f"same genes; give those that all have (genes=...): {len(here & there)} are shared."
-        )
-
-
-def _locator_of(parts: Sequence[Store]) -> StoreLocator:
-    locators = tuple(part.locator for part in parts)
-    layers = {locator.layer for locator in locators}
-    return StoreLocator(
-        kind="collection",
-        url=_common_folder([locator.url for locator in locators]),
-        layer=layers.pop() if len(layers) == 1 else None,
-        parts=locators,
-    )
 
 
 def _common_folder(urls: Sequence[str]) -> str:

@@ -1,10 +1,27 @@
 """A Zarr group and an HDF5 file as one thing: groups and growing arrays with AnnData's marks."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+
+from scvi_dist.data.remote_config import split_options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codec:
+    """How the numbers of an array are compressed, where the format leaves a choice."""
+
+    name: str = "lz4"
+    """``lz4`` (decodes faster than a disk delivers) or ``zstd`` (smaller)."""
+    checksum: bool = False
+    """Keep a CRC32C with every chunk: damage is found when the chunk is read."""
+
+
+PLAIN = Codec()
 
 
 class Container(ABC):
@@ -20,11 +37,12 @@ class Container(ABC):
         dtype: Any,
         chunks: tuple[int, ...],
         shards: tuple[int, ...] | None = None,
+        codec: Codec = PLAIN,
     ) -> Any:
         """A new array whose first axis can grow; ``dtype=str`` holds text of any length.
 
-        ``shards`` (multiples of ``chunks``) are files that hold many chunks, where the format
-        has them.
+        ``shards`` (multiples of ``chunks``) are files that hold many chunks, and ``codec`` is how
+        they are compressed, where the format has such things.
         """
 
     @abstractmethod
@@ -34,6 +52,17 @@ class Container(ABC):
     @abstractmethod
     def close(self) -> None:
         """Write out what is buffered."""
+
+    def element(self, path: str, value: Any) -> None:
+        """Anything that anndata knows how to write, as a whole."""
+        from anndata.io import write_elem
+
+        if path in self.root:
+            del self.root[path]
+        with warnings.catch_warnings():
+            # About a default of a later anndata; these elements are small.
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+            write_elem(self.root, path, value)
 
     def text(self, path: str, n: int, chunks: tuple[int, ...]) -> Any:
         """A new array of ``n`` strings."""
@@ -49,7 +78,7 @@ class Container(ABC):
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         return array
 
-    def __enter__(self) -> "Container":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +91,7 @@ class ZarrContainer(Container):
     def __init__(self, url: str, mode: str, storage_options: Mapping[str, Any] | None) -> None:
         import zarr
 
-        options = dict(storage_options) if storage_options else None
+        options = split_options(storage_options)[1] or None
         self.root = zarr.open_group(url, mode=mode, zarr_format=3, storage_options=options)
 
     def array(
@@ -72,9 +101,9 @@ class ZarrContainer(Container):
         dtype: Any,
         chunks: tuple[int, ...],
         shards: tuple[int, ...] | None = None,
+        codec: Codec = PLAIN,
     ) -> Any:
         import zarr
-        from zarr.codecs import BloscCodec, ZstdCodec
 
         is_text = dtype is str
         return self.root.create_array(
@@ -83,9 +112,7 @@ class ZarrContainer(Container):
             dtype=zarr.dtype.VariableLengthUTF8() if is_text else dtype,
             chunks=chunks,
             shards=shards,
-            # Counts are small: grouping equal bytes makes them several times smaller, and lz4
-            # decodes faster than a disk delivers.
-            compressors=ZstdCodec() if is_text else BloscCodec(cname="lz4", shuffle="shuffle"),
+            compressors=_compressors(is_text, codec),
             overwrite=True,
         )
 
@@ -95,6 +122,16 @@ class ZarrContainer(Container):
 
     def close(self) -> None:
         """Nothing is buffered."""
+
+
+def _compressors(is_text: bool, codec: Codec) -> list[Any]:
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    if is_text:
+        return [ZstdCodec()]
+    # Counts are small: grouping equal bytes makes them several times smaller.
+    blosc = BloscCodec(cname=codec.name, shuffle="shuffle")
+    return [blosc, Crc32cCodec()] if codec.checksum else [blosc]
 
 
 class H5Container(Container):
@@ -112,6 +149,7 @@ class H5Container(Container):
         dtype: Any,
         chunks: tuple[int, ...],
         shards: tuple[int, ...] | None = None,
+        codec: Codec = PLAIN,
     ) -> Any:
         import h5py
 

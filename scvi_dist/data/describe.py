@@ -56,7 +56,7 @@ def describe_store(store: Store) -> StoreDescription:
         n_obs=store.n_obs,
         n_vars=store.n_vars,
         layers=store.layers,
-        obs=tuple(_describe_column(store, name, kind) for name, kind in store.obs_columns.items()),
+        obs=_describe_columns(store),
         obsm=tuple(store.obsm_keys.items()),
         chunk_rows=store.chunk_rows,
         dtype=facts.dtype,
@@ -69,8 +69,13 @@ def describe_store(store: Store) -> StoreDescription:
     )
 
 
-def _describe_column(store: Store, name: str, kind: str) -> ObsColumn:
-    if kind != "category":
-        return ObsColumn(name=name, kind=kind, n_categories=None)
-    categories = store.read_obs([name], 0, 0)[name].cat.categories
-    return ObsColumn(name=name, kind=kind, n_categories=len(categories))
+def _describe_columns(store: Store) -> tuple[ObsColumn, ...]:
+    kinds = store.obs_columns
+    coded = [name for name, kind in kinds.items() if kind == "category"]
+    # All at once: a collection asks each of its stores once.
+    found = store.read_obs(coded, 0, 0)
+    numbers = {name: len(found[name].cat.categories) for name in coded}
+    return tuple(
+        ObsColumn(name=name, kind=kind, n_categories=numbers.get(name))
+        for name, kind in kinds.items()
+    )

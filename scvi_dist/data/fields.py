@@ -154,26 +154,33 @@ class CategoricalObsField(ObsField):
 
 @dataclass(frozen=True, slots=True)
 class LabelsWithUnlabeledObsField(CategoricalObsField):
-    """Labels of which one means "not labelled"; that one is always the last category.
-
-    It changes places with the category that would have been last, as in scvi-tools.
-    """
+    """Labels of which one means "not labelled"; that one is always the last category."""
 
     unlabeled_category: Category = "Unknown"
 
     def fit(self, seen: Sequence[CategoryCount]) -> Categories:
-        labels = list(seen[0].categories())
-        if self.unlabeled_category not in labels:
-            labels.append(self.unlabeled_category)
-            check_one_kind(labels, f"{seen[0].where} with the unlabeled category")
-        at = labels.index(self.unlabeled_category)
-        labels[at], labels[-1] = labels[-1], labels[at]
-        return (tuple(labels),)
+        return (unlabeled_last(seen[0].categories(), self.unlabeled_category, seen[0].where),)
 
     def state_registry(self, categories: Categories) -> dict[str, Any]:
         # super() without arguments does not work in a class that slots=True has made anew.
         state = CategoricalObsField.state_registry(self, categories)
         return {**state, "unlabeled_category": self.unlabeled_category}
+
+
+def unlabeled_last(
+    labels: Sequence[Category], unlabeled_category: Category, where: str
+) -> tuple[Category, ...]:
+    """Labels of which the unlabeled category, which may be new, is the last.
+
+    It changes places with the label that would have been last, as in scvi-tools.
+    """
+    known = list(labels)
+    if unlabeled_category not in known:
+        known.append(unlabeled_category)
+        check_one_kind(known, f"{where} with the unlabeled category")
+    at = known.index(unlabeled_category)
+    known[at], known[-1] = known[-1], known[at]
+    return tuple(known)
 
 
 @dataclass(frozen=True, slots=True)

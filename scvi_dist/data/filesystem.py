@@ -5,19 +5,24 @@ Credentials come from the environment: a URL or an option that carries one is re
 is opened, and :func:`redact_url` is what logs, messages and MLflow get to see.
 """
 
+import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
+from scvi_dist.data.remote_config import split_options
+from scvi_dist.data.retries import persist
 from scvi_dist.errors import (
     ConfigError,
     MissingDependency,
+    StoreChanged,
     StoreCorrupt,
     StoreError,
     StoreNotFound,
+    StoreUnreachable,
     did_you_mean,
 )
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\]]+")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
+_S3_SCHEMES = frozenset({"s3", "s3a"})
 # In these the part before "@" is the name of a container, not of a user.
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 _SECRET_OPTION = re.compile(
@@ -35,6 +41,7 @@ _SECRET_OPTION = re.compile(
 # Ways to find a token, not tokens (gcsfs).
 _NO_SECRETS = frozenset({None, True, False, "anon", "google_default", "cache", "cloud"})
 _CLIENTS = frozenset({"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "azure"})
+_T = TypeVar("_T")
 _STAMP_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated")
 
 
@@ -152,8 +159,9 @@ def filesystem_of(
     """The fsspec file system of a URL, and the path by which that file system knows it."""
     import fsspec
 
+    _, options = split_options(storage_options)
     try:
-        fs, path = fsspec.core.url_to_fs(normalise_url(url), **dict(storage_options or {}))
+        fs, path = fsspec.core.url_to_fs(normalise_url(url), **options)
     except ImportError as error:
         raise MissingDependency(
             f"{redact_url(url)}: reading {scheme_of(url)}:// needs a package that is not "
@@ -167,12 +175,51 @@ def filesystem_of(
     return fs, path
 
 
+def reading_filesystem(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> "tuple[AbstractFileSystem, str]":
+    """The file system of a URL for reading: its client does not retry by itself, for we count."""
+    config, options = split_options(storage_options)
+    if scheme_of(url) not in _S3_SCHEMES:
+        return filesystem_of(url, options)
+    client = {
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "read_timeout": config.timeout_s,
+        "connect_timeout": min(config.timeout_s, 10.0),
+        "max_pool_connections": config.concurrency,
+    }
+    options["config_kwargs"] = {**client, **options.get("config_kwargs", {})}
+    fs, path = filesystem_of(url, options)
+    fs.retries = 1
+    return fs, path
+
+
+def _ask(
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+    ask: "Callable[[AbstractFileSystem, str], _T]",
+) -> _T:
+    """The answer of a remote file system, asked again while it is busy.
+
+    Raises :class:`StoreUnreachable` after the last attempt, and :class:`StoreNotFound`.
+    """
+    config, _ = split_options(storage_options)
+    fs, path = reading_filesystem(url, storage_options)
+    try:
+        return persist(lambda: ask(fs, path), config)
+    except FileNotFoundError:
+        raise not_found(url) from None
+    except Exception as error:
+        if isinstance(error, (StoreError, TypeError)) or not _is_network(error):
+            raise
+        raise unreadable(redact_url(url), "it", error)  # noqa: B904 (it sets the cause)
+
+
 def exists(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether a file or a folder is there."""
     if not is_remote(url):
         return os.path.exists(normalise_url(url))
-    fs, path = filesystem_of(url, storage_options)
-    return bool(fs.exists(path))
+    return bool(_ask(url, storage_options, lambda fs, path: fs.exists(path)))
 
 
 def is_folder(
@@ -181,8 +228,30 @@ def is_folder(
     """Whether a folder (or a prefix of an object store) is there."""
     if not is_remote(url):
         return os.path.isdir(normalise_url(url))
-    fs, path = filesystem_of(url, storage_options)
-    return bool(fs.isdir(path))
+    return bool(_ask(url, storage_options, lambda fs, path: fs.isdir(path)))
+
+
+def names_in(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Names of what lies directly in a folder."""
+    if not is_remote(url):
+        return os.listdir(normalise_url(url))
+    entries = _ask(url, storage_options, lambda fs, path: fs.ls(path, detail=False))
+    return [entry.rstrip("/").rpartition("/")[2] for entry in entries]
+
+
+def matching(
+    pattern: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """URLs of what a pattern with ``*``, ``?``, ``[…]`` or ``**`` matches; none is an answer."""
+    if not is_remote(pattern):
+        return glob.glob(normalise_url(pattern), recursive=True)
+    return _ask(
+        pattern,
+        storage_options,
+        lambda fs, path: [fs.unstrip_protocol(match) for match in fs.glob(path)],
+    )
 
 
 def open_file(
@@ -203,20 +272,25 @@ def file_facts(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> FileFacts:
     """Size and version of a file. Raises :class:`StoreNotFound` where there is none."""
+    if is_remote(url):
+        return _ask(url, storage_options, lambda fs, path: facts_of_info(fs.info(path)))
     try:
-        if not is_remote(url):
-            status = os.stat(normalise_url(url))
-            return FileFacts(status.st_size, str(status.st_mtime_ns))
-        return facts_of_path(*filesystem_of(url, storage_options))
+        status = os.stat(normalise_url(url))
     except FileNotFoundError:
         raise not_found(url) from None
+    return FileFacts(status.st_size, str(status.st_mtime_ns))
 
 
-def facts_of_path(fs: "AbstractFileSystem", path: str) -> FileFacts:
-    """Size and version of a file of an fsspec file system. Raises ``FileNotFoundError``."""
-    known = fs.info(path)
+def facts_of_info(known: Mapping[str, Any]) -> FileFacts:
+    """Size and version of a file, from what an fsspec file system tells of it."""
     stamp = next((str(known[key]) for key in _STAMP_KEYS if known.get(key)), "")
     return FileFacts(int(known.get("size") or 0), stamp or str(known.get("created", "")))
+
+
+def _is_network(error: BaseException) -> bool:
+    client = type(error).__module__.partition(".")[0]
+    known = (ConnectionError, TimeoutError, PermissionError)
+    return isinstance(error, known) or client in _CLIENTS
 
 
 def unreadable(where: str, what: str, error: Exception) -> StoreError:
@@ -224,9 +298,21 @@ def unreadable(where: str, what: str, error: Exception) -> StoreError:
     its message holds a secret.
     """
     told = redact_text(str(error)) or type(error).__name__
-    client = type(error).__module__.partition(".")[0]
-    if isinstance(error, (ConnectionError, TimeoutError, PermissionError)) or client in _CLIENTS:
-        problem = StoreError(f"{where}: {what} could not be fetched: {told}. Try again later.")
+    problem: StoreError
+    if isinstance(error, FileNotFoundError):
+        problem = StoreChanged(
+            f"{where}: {what} is gone: {told}. It was there when the store was opened; somebody "
+            "has removed or replaced the store since."
+        )
+    elif isinstance(error, PermissionError) or "credentials" in told.lower():
+        problem = StoreUnreachable(
+            f"{where}: {what} could not be fetched: {told}. Give credentials that may read it by "
+            "the environment, or storage_options={'anon': True} for public data."
+        )
+    elif _is_network(error):
+        problem = StoreUnreachable(
+            f"{where}: {what} could not be fetched: {told}. Try again later."
+        )
     else:
         problem = StoreCorrupt(
             f"{where}: {what} cannot be read: {told}. The store is damaged or was not copied to "

@@ -57,8 +57,11 @@ class H5ChunkLayout:
 
     def _fetch(self, objects: Objects, numbers: list[int]) -> list[memoryview | None]:
         places = self._locate(numbers)
-        fetched = iter(objects.fetch([place for place in places if place is not None]))
-        return [None if place is None else next(fetched) for place in places]
+        fetched = objects.fetch([place for place in places if place is not None])
+        if any(content is None for content in fetched):
+            raise FileNotFoundError("the file is no longer there")
+        contents = iter(fetched)
+        return [None if place is None else next(contents) for place in places]
 
     def _locate(self, numbers: list[int]) -> list[Piece | None]:
         with self.lock:

@@ -1,7 +1,7 @@
 """AnnData in an HDF5 file (``.h5ad``), on this machine or behind any fsspec URL."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -9,11 +9,12 @@ import h5py
 import numpy as np
 
 from scvi_dist.data.anndata_layout import as_text, native
-from scvi_dist.data.anndata_store import AnnDataStore
-from scvi_dist.data.chunks import ChunkDamaged, LocalObjects, Objects, RemoteObjects
+from scvi_dist.data.anndata_store import open_anndata
+from scvi_dist.data.big_arrays import new_array
+from scvi_dist.data.cached_objects import objects_at
+from scvi_dist.data.chunks import ChunkDamaged, LocalObjects, Objects
 from scvi_dist.data.filesystem import (
     file_facts,
-    filesystem_of,
     is_folder,
     is_remote,
     normalise_url,
@@ -24,22 +25,22 @@ from scvi_dist.data.filesystem import (
     unreadable,
 )
 from scvi_dist.data.h5_chunks import H5ChunkLayout
+from scvi_dist.data.remote import RemoteFile
 from scvi_dist.data.spans import read_joined, total_length
-from scvi_dist.data.store import StoreLocator
-from scvi_dist.errors import StoreCorrupt, StoreError, UnsupportedStore
+from scvi_dist.data.store import Store, StoreLocator
+from scvi_dist.errors import StoreChanged, StoreCorrupt, StoreError, UnsupportedStore
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_KNOWS_USER_BLOCK = (2, 0, 0)
 _LOCAL_GAP_BYTES = 32 << 10
 _REMOTE_GAP_BYTES = 1 << 20
-_REMOTE_BLOCK_BYTES = 1 << 20
-_REMOTE_BLOCKS = 64
 
 
-def open_h5ad(locator: StoreLocator) -> AnnDataStore:
+def open_h5ad(locator: StoreLocator) -> Store:
     """The store of a locator of kind ``h5ad``; opening reads metadata only."""
     tree = H5Tree(locator.url, locator.fsspec_options())
     try:
-        return AnnDataStore(tree, locator)
+        return open_anndata(tree, locator)
     except BaseException:
         tree.close()
         raise
@@ -50,16 +51,21 @@ class H5Tree:
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self.where = redact_url(url)
+        self._url = url
         self.is_remote = is_remote(url)
-        if self.is_remote:
-            self.objects: Objects = RemoteObjects(*filesystem_of(url, storage_options))
-        else:
-            self.objects = LocalObjects(normalise_url(url))
+        self.objects: Objects = (
+            objects_at(url, storage_options) if self.is_remote else LocalObjects(normalise_url(url))
+        )
         self.gap_bytes = _REMOTE_GAP_BYTES if is_remote(url) else _LOCAL_GAP_BYTES
         self.lock = threading.RLock()
-        self._source: Any = None
+        self._source: RemoteFile | None = None
         self._facts = file_facts(url, storage_options)
         self._file = self._open(url, storage_options)
+        # What comes before the HDF5 in a file (a line of text in .h5mu) shifts its chunks, which
+        # older versions of HDF5 do not say.
+        self.misplaces_chunks = (
+            h5py.version.hdf5_version_tuple < _KNOWS_USER_BLOCK and self._file.userblock_size > 0
+        )
         self._arrays: dict[str, H5Array] = {}
 
     def _open(self, url: str, storage_options: dict[str, Any]) -> h5py.File:
@@ -67,19 +73,14 @@ class H5Tree:
             if not is_remote(url):
                 # Many network file systems have no locks; reading goes on without one there.
                 return h5py.File(normalise_url(url), "r", locking="best-effort")
-            self._source = open_file(
-                url,
-                storage_options=storage_options,
-                block_size=_REMOTE_BLOCK_BYTES,
-                cache_type="blockcache",
-                cache_options={"maxblocks": _REMOTE_BLOCKS},
-            )
+            self._source = RemoteFile(self.objects, self._facts.size)
             return h5py.File(self._source, "r")
         except FileNotFoundError:
             raise not_found(url) from None
         except OSError as error:
-            if self._source is not None:
-                self._source.close()
+            failure = None if self._source is None else self._source.failure
+            if failure is not None:
+                raise unreadable(self.where, "it", failure)  # noqa: B904 (it sets the cause)
             raise self._cannot_open(url, storage_options, error) from error
 
     def _cannot_open(self, url: str, options: dict[str, Any], error: OSError) -> StoreError:
@@ -115,7 +116,10 @@ class H5Tree:
         except StoreError:
             raise
         except (OSError, RuntimeError, KeyError, ChunkDamaged) as error:
-            raise unreadable(self.where, path + what, error)  # noqa: B904 (it sets the cause)
+            self.check_unchanged()
+            failure = self._source and self._source.failure  # HDF5 only says that reading failed.
+            cause = failure if isinstance(failure, Exception) else error
+            raise unreadable(self.where, path + what, cause)  # noqa: B904 (it sets the cause)
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
         with self.reading(path) as file:
@@ -128,10 +132,8 @@ class H5Tree:
         with self.reading(path) as file:
             return list(file[path or "/"])
 
-    def attributes(self, path: str) -> dict[str, Any]:
-        with self.reading(path) as file:
-            stored = dict(file[path].attrs)
-            return {name: _plain(value, file) for name, value in stored.items()}
+    def attributes(self, path: str) -> "H5Attributes":
+        return H5Attributes(self, path)
 
     def array(self, path: str) -> "H5Array":
         with self.reading(path) as file:
@@ -139,7 +141,29 @@ class H5Tree:
                 self._arrays[path] = H5Array(self, path, file[path])
             return self._arrays[path]
 
+    def element(self, path: str) -> Any:
+        """A whole element as anndata reads it."""
+        from anndata.io import read_elem
+
+        with self.reading(path) as file:
+            return read_elem(file[path])
+
+    def check_unchanged(self) -> None:
+        """Raise :class:`StoreChanged` if the local file is not the one that was opened."""
+        if self.is_remote:
+            return  # whoever fetches from there compares versions
+        seen = file_facts(self._url)
+        if seen != self._facts:
+            raise StoreChanged(
+                f"{self.where} was changed while it was read: it had {self._facts.size} bytes, now "
+                f"it has {seen.size}, or it was written to. What was read from it may be wrong; "
+                "start again with the file as it is now, and write to other files only."
+            )
+
     def stamp(self, paths: Sequence[str]) -> str:
+        return self.version()
+
+    def version(self) -> str:
         return f"{self._facts.size} {self._facts.stamp}"
 
     def size_on_disk(self) -> int:
@@ -147,10 +171,39 @@ class H5Tree:
 
     def close(self) -> None:
         with self.lock:
+            # HDF5 closes a file with its last object. File.close() looks through all objects of
+            # all open files for those of this one, which takes longer than opening it.
+            for array in self._arrays.values():
+                array.forget()
             self._arrays.clear()
-            self._file.close()
+            self._file = None
             if self._source is not None:
                 self._source.close()
+
+
+class H5Attributes(Mapping[str, Any]):
+    """Attributes of an element; each is read when it is asked for, which most never are."""
+
+    def __init__(self, tree: H5Tree, path: str) -> None:
+        self._tree, self._path = tree, path or "/"
+
+    def __getitem__(self, name: str) -> Any:
+        with self._tree.reading(self._path) as file:
+            attributes = file[self._path or "/"].attrs
+            if name in attributes:
+                return _plain(attributes[name], file)
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        with self._tree.reading(self._path) as file:
+            return name in file[self._path or "/"].attrs
+
+    def __iter__(self) -> Iterator[str]:
+        with self._tree.reading(self._path) as file:
+            return iter(list(file[self._path or "/"].attrs))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class H5Array:
@@ -166,8 +219,12 @@ class H5Array:
         self.dtype: np.dtype = native(dataset.dtype)
         self._chunk = int(dataset.chunks[0]) if dataset.chunks else None
         self._decodes = dataset.id.get_create_plist().get_nfilters() > 0
-        past_hdf5 = self._decodes or tree.is_remote
+        past_hdf5 = (self._decodes or tree.is_remote) and not tree.misplaces_chunks
         self._layout = H5ChunkLayout.of(dataset, tree.lock) if past_hdf5 else None
+
+    def forget(self) -> None:
+        """Let go of the file."""
+        self._dataset = self._layout = None
 
     @property
     def chunk_rows(self) -> int:
@@ -176,11 +233,16 @@ class H5Array:
 
     def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Members of ascending spans along the first axis."""
+        values = self._read(spans, np.dtype(dtype or self.dtype))
+        self._tree.check_unchanged()
+        return values
+
+    def _read(self, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
         if self._layout is not None and len(spans):
-            return self._read_chunks(self._layout, spans, np.dtype(dtype or self.dtype))
+            return self._read_chunks(self._layout, spans, dtype)
         if len(spans) == 1 and self.dtype.kind != "O":
-            return self._slice(*spans[0].tolist()).astype(dtype or self.dtype, copy=False)
-        out = np.empty((total_length(spans), *self.shape[1:]), dtype=dtype or self.dtype)
+            return self._slice(*spans[0].tolist()).astype(dtype, copy=False)
+        out = new_array((total_length(spans), *self.shape[1:]), dtype)
         row_bytes = max(1, self.dtype.itemsize * int(np.prod(self.shape[1:])))
         read_joined(
             self._slice,
@@ -193,7 +255,7 @@ class H5Array:
         return as_text(out) if self.dtype.kind == "O" else out
 
     def _read_chunks(self, layout: H5ChunkLayout, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        out = np.empty(total_length(spans), dtype=dtype)
+        out = new_array(total_length(spans), dtype)
         bounds = f" (entries {spans[0, 0]} to {spans[-1, 1]})"
         with self._tree.damage_of(self._path, bounds):
             layout.read(self._tree.objects, spans, out)

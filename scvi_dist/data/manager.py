@@ -17,8 +17,11 @@ import pandas as pd
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.filesystem import normalise_url
+from scvi_dist.data.minified import MinifiedReader
 from scvi_dist.data.registry import SCVI_TOOLS_VERSION, registry_of
 from scvi_dist.data.schema import Schema, transfer_schema
+from scvi_dist.data.schema_pass import protein_reader
+from scvi_dist.data.setup import SetupArgs
 from scvi_dist.data.store import Store, StoreLocator
 from scvi_dist.errors import ConfigError, FieldNotFound, did_you_mean
 
@@ -110,7 +113,8 @@ class AnnDataManager:
         -------
         object
             The counts as the AnnData has them (CSR where the data is in a store); codes as
-            ``[n, 1]`` integers; a DataFrame for joint covariates; numbers as float32 ``[n, 1]``.
+            ``[n, 1]`` integers; a DataFrame for joint covariates; numbers as float32 ``[n, 1]``;
+            counts of proteins as the AnnData has them, else a float32 DataFrame.
         """
         located = self.data_registry
         if registry_key not in located:
@@ -120,6 +124,14 @@ class AnnDataManager:
             )
         if registry_key == REGISTRY_KEYS.X_KEY:
             return self._counts()
+        minified = self.schema.minified
+        if minified is not None and registry_key == REGISTRY_KEYS.MINIFY_TYPE_KEY:
+            return minified.kind
+        if minified is not None and registry_key in minified.registries():
+            rows = np.arange(self.store.n_obs)
+            return MinifiedReader(self.store, minified).read_at(rows)[registry_key]
+        if registry_key == REGISTRY_KEYS.PROTEIN_EXP_KEY:
+            return self._proteins()
         values_nk = self.coded_obs().take(np.arange(self.store.n_obs))[registry_key]
         if located[registry_key]["attr_name"] != "obsm":
             return values_nk
@@ -136,6 +148,15 @@ class AnnDataManager:
         if layer == "raw":
             return in_memory.raw.X
         return in_memory.X if layer is None else in_memory.layers[layer]
+
+    def _proteins(self) -> Any:
+        key = self.schema.setup.protein_key
+        if self.adata is not None and self.store.locator.kind == "memory":
+            return self.adata.obsm[key]
+        reader = protein_reader(self.store, self.schema.setup, self.schema.protein_names)
+        values_np = reader.read([(0, self.store.n_obs)])
+        names = list(self.schema.protein_names)
+        return pd.DataFrame(values_np, index=self.store.obs_names(), columns=names)
 
     def coded_obs(self) -> CodedObs:
         """The codes of all cells; built on the first call."""
@@ -155,13 +176,24 @@ class AnnDataManager:
         SchemaMismatch
             Genes are missing, or categories are unknown and ``extend_categories`` is False.
         """
-        store = _open(adata_target, self.schema.setup.layer)
+        store = opened_for(self.schema.setup, adata_target)
         schema, genes = transfer_schema(self.schema, store, extend_categories)
         if genes is not None:
             from scvi_dist.data.open import open_store
 
             store = open_store(store, genes=schema.var_names)
         return AnnDataManager(store, schema, self.model_name, _as_adata(adata_target))
+
+    def update_setup_method_args(self, setup_method_args: Mapping[str, Any]) -> None:
+        """Change the setup arguments that the registry tells of; nothing is set up anew."""
+        self._registry["setup_args"].update(setup_method_args)
+
+    def view_setup_method_args(self) -> None:
+        """Print the method that the data was set up with, and what it was given."""
+        from rich.pretty import pprint
+
+        names = ("model_name", "setup_method_name", "setup_args")
+        pprint({name: self._registry[name] for name in names})
 
     def view_registry(self, hide_state_registries: bool = False) -> None:
         """Print the registry as tables."""
@@ -184,6 +216,8 @@ class AnnDataManager:
         show("Data registry", self.data_registry)
         if hide_state_registries:
             return
+        if self.schema.n_proteins:
+            show("proteins", dict(enumerate(self.schema.protein_names)))
         for field in self.schema.setup.obs_fields:
             names = field.columns or (field.registry_key,)
             for column, codes in zip(names, self.schema.categories_of(field), strict=False):
@@ -250,6 +284,16 @@ def recall(source: Any, model_name: str = "SCVI") -> AnnDataManager:
     return manager
 
 
+def forget(model_name: str, source: Any = None, keep: AnnDataManager | None = None) -> None:
+    """Forget that a source is set up for a class of model; all sources but ``keep``'s if None."""
+    if source is not None:
+        _SETUPS.pop((_key_of(source), model_name), None)
+        return
+    for key, setup in list(_SETUPS.items()):
+        if setup.model_name == model_name and (keep is None or setup.manager() is not keep):
+            del _SETUPS[key]
+
+
 def _is_url(source: Any) -> bool:
     return isinstance(source, str | os.PathLike | list | tuple)
 
@@ -264,9 +308,10 @@ def _as_adata(source: Any) -> "AnnData | None":
     return None if _is_url(source) or isinstance(source, Store) else source
 
 
-def _open(source: Any, layer: str | None) -> Store:
-    if isinstance(source, Store):
-        return source
+def opened_for(setup: SetupArgs, source: Any) -> Store:
+    """The store of some data as a setup looks at it: at its layer, and its modality of genes."""
     from scvi_dist.data.open import open_store
 
-    return open_store(source, layer=layer)
+    if isinstance(source, Store):
+        return open_store(source, layer=setup.layer)
+    return open_store(source, layer=setup.layer, modality=setup.rna_modality)

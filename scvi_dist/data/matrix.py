@@ -10,7 +10,8 @@ import numpy as np
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.anndata_layout import ElementTree, MatrixElement, StoredArray
-from scvi_dist.data.spans import expand, groups_of, span, spans_of_rows, total_length
+from scvi_dist.data.row_pointers import RowPointers
+from scvi_dist.data.spans import expand, groups_of, spans_of_rows
 from scvi_dist.errors import StoreCorrupt
 
 GROUP_BYTES = 32 << 20
@@ -103,22 +104,9 @@ class CsrMatrix:
         return min(max(1, self.shape[0]), max(1, round(entries / self.entries_per_row)))
 
     @cached_property
-    def indptr(self) -> np.ndarray:
-        """int64 ``[n + 1]``, checked; read on first use and kept."""
-        indptr = self._indptr.read(span(0, self.shape[0] + 1)).astype(np.int64, copy=False)
-        falls = np.flatnonzero(np.diff(indptr) < 0)
-        if len(falls):
-            row = int(falls[0])
-            raise StoreCorrupt(
-                f"{self.where}: the row pointers fall from {indptr[row]} to {indptr[row + 1]} at "
-                f"row {row}; they have to rise."
-            )
-        if indptr[0] != 0 or indptr[-1] != self.n_stored:
-            raise StoreCorrupt(
-                f"{self.where}: the row pointers go from {indptr[0]} to {indptr[-1]}, expected 0 "
-                f"to {self.n_stored} (the number of values); the last row is {self.shape[0] - 1}."
-            )
-        return indptr
+    def pointers(self) -> RowPointers:
+        """Where rows begin, checked; read on first use and kept."""
+        return RowPointers(self._indptr, self.n_stored, self.where)
 
     def facts(self) -> list[object]:
         n = self._indptr.shape[0]
@@ -137,10 +125,7 @@ class CsrMatrix:
         return CsrRows.concatenate(parts) if parts else empty_rows(len(genes), self.dtype)
 
     def _read(self, spans: np.ndarray) -> CsrRows:
-        entries = self.indptr[spans]
-        pointers = self.indptr[:-1][expand(spans)], self.indptr[1:][expand(spans)]
-        indptr = np.zeros(total_length(spans) + 1, dtype=np.int64)
-        np.cumsum(pointers[1] - pointers[0], out=indptr[1:])
+        entries, indptr = self.pointers.read(spans)
         entries = entries[entries[:, 1] > entries[:, 0]]
         wide = self.shape[1] > np.iinfo(np.int32).max
         indices = self._indices.read(entries, np.int64 if wide else np.int32)

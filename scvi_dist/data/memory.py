@@ -17,10 +17,18 @@ from scvi_dist.batch import CsrRows
 from scvi_dist.data.matrix import CsrMatrix, DenseMatrix
 from scvi_dist.data.spans import Range, expand, in_order, spans_of
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator
-from scvi_dist.errors import FieldNotFound, StoreError, UnsupportedStore, did_you_mean
+from scvi_dist.errors import (
+    FieldNotFound,
+    SchemaMismatch,
+    ScviDistError,
+    StoreError,
+    UnsupportedStore,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 _SCHEME = "ram://"
 _HASHED_BYTES = 256 << 20
@@ -34,29 +42,34 @@ _KIND_OF_INFERRED = {
     "empty": "string",
 }
 
-_KNOWN: "WeakValueDictionary[str, AnnData]" = WeakValueDictionary()
+_KNOWN: "WeakValueDictionary[str, AnnData | MuData]" = WeakValueDictionary()
 """What locators of this process refer to, as long as somebody holds it."""
 
 
-def open_memory(locator: StoreLocator) -> "MemoryStore":
+def open_memory(locator: StoreLocator) -> Store:
     """The store of a locator that was made in this very process."""
-    adata = _KNOWN.get(locator.url.removeprefix(_SCHEME))
-    if adata is None:
+    data = _KNOWN.get(locator.url.removeprefix(_SCHEME))
+    if data is None:
         raise StoreError(
-            "the data are an AnnData in the memory of another process (or it was deleted), where "
-            "this process cannot read. Write it with scvi_dist.data.writer.write_zarr first and "
-            "use the path."
+            "the data are an AnnData or a MuData in the memory of another process (or it was "
+            "deleted), where this process cannot read. Write it with "
+            "scvi_dist.data.writer.write_zarr first and use the path."
         )
-    return MemoryStore(adata, locator.layer)
+    if not hasattr(data, "mod"):
+        return MemoryStore(data, locator.layer)
+    from scvi_dist.data.mudata_memory import open_in_memory  # it builds on this file
+
+    return open_in_memory(data, locator.layer, dict(locator.options))
 
 
-def _token_of(adata: "AnnData") -> str:
+def url_of(data: "AnnData | MuData") -> str:
+    """What a locator calls it, in this process only."""
     for token, known in list(_KNOWN.items()):
-        if known is adata:
-            return token
+        if known is data:
+            return _SCHEME + token
     token = uuid.uuid4().hex
-    _KNOWN[token] = adata
-    return token
+    _KNOWN[token] = data
+    return _SCHEME + token
 
 
 class ArrayInMemory:
@@ -87,9 +100,14 @@ class MemoryStore(Store):
 
     def __init__(self, adata: "AnnData", layer: str | None = None) -> None:
         self._adata = adata
-        self.locator = StoreLocator(kind="memory", url=_SCHEME + _token_of(adata), layer=layer)
+        self.locator = StoreLocator(kind="memory", url=url_of(adata), layer=layer)
         self._where = f"AnnData in memory ({adata.n_obs} x {adata.n_vars})"
         self._matrix, self._buffers = self._open(layer)
+
+    @property
+    def adata(self) -> "AnnData":
+        """What it looks at."""
+        return self._adata
 
     def _open(self, layer: str | None) -> tuple[CsrMatrix | DenseMatrix, list[np.ndarray]]:
         values, name = self._values_of(layer)
@@ -154,16 +172,30 @@ class MemoryStore(Store):
         low, high = self._window(start, stop)
         for name in columns:
             if name not in self.obs_columns:
-                raise FieldNotFound(
-                    f"{self._where}: obs has no column {name!r}; "
-                    f"{did_you_mean(name, self.obs_columns)}"
-                )
+                raise self._unread(name)
         table = self._adata.obs.iloc[low:high][list(columns)].reset_index(drop=True)
         for name in columns:
             if self.obs_columns[name] == "string":
                 text = table[name].astype(object)
                 table[name] = text.where(text.notna(), None)
         return table
+
+    def _unread(self, name: str) -> ScviDistError:
+        """The error for a column that there is not, or whose values are no one kind."""
+        if name not in self._adata.obs.columns:
+            return FieldNotFound(
+                f"{self._where}: obs has no column {name!r}; {did_you_mean(name, self.obs_columns)}"
+            )
+        column = self._adata.obs[name]
+        types = column.map(type)[column.notna()]
+        others = np.flatnonzero(column.notna() & column.map(type).ne(types.iloc[0]))
+        row = int(others[0]) if len(others) else 0
+        seen = ", ".join(sorted({kind.__name__ for kind in types}))
+        return SchemaMismatch(
+            f"{self._where}: column {name!r} of obs holds values that are not of one kind that is "
+            f"read ({seen}; row {row}: {column.iloc[row]!r}). Convert it, for example with "
+            f"adata.obs[{name!r}] = adata.obs[{name!r}].astype(str)."
+        )
 
     def _window(self, start: int, stop: int | None) -> tuple[int, int]:
         high = self.n_obs if stop is None else stop
@@ -188,6 +220,13 @@ class MemoryStore(Store):
     def obsm_columns(self, key: str) -> tuple[str, ...] | None:
         values = self._obsm(key)
         return tuple(map(str, values.columns)) if isinstance(values, pd.DataFrame) else None
+
+    def read_uns(self, key: str) -> Any:
+        if key not in self._adata.uns:
+            raise FieldNotFound(
+                f"{self._where}: uns has no {key!r}; {did_you_mean(key, self._adata.uns)}"
+            )
+        return self._adata.uns[key]
 
     def _obsm(self, key: str) -> Any:
         if key not in self.obsm_keys:

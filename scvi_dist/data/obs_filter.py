@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def cells_matching(store: Store, expression: str, block_rows: int = _BLOCK_ROWS)
     for start in range(0, max(1, store.n_obs), block_rows):
         stop = min(start + block_rows, store.n_obs)
         table = store.read_obs(columns, start, stop)
-        matches = _evaluate(table, expression, where, store.obs_columns)
+        matches = _evaluate(store, table, expression, where)
         found.append(np.flatnonzero(matches) + start)
     return np.concatenate(found).astype(np.int64, copy=False)
 
@@ -42,16 +43,16 @@ def columns_named(expression: str, columns: Iterable[str]) -> list[str]:
     ]
 
 
-def _evaluate(
-    table: pd.DataFrame, expression: str, where: str, columns: Iterable[str]
-) -> np.ndarray:
+def _evaluate(store: Store, table: pd.DataFrame, expression: str, where: str) -> np.ndarray:
     try:
         # The python engine, so that the meaning does not depend on numexpr being installed.
         values = table.eval(expression, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:
         name = re.sub(r"^name '(.*)' is not defined$", r"\1", str(error))
+        with suppress(FieldNotFound):
+            store.read_obs([name], 0, 0)  # may tell more, such as which of many stores lacks it
         raise FieldNotFound(
-            f"{where}: obs has no column {name!r}; {did_you_mean(name, columns)}"
+            f"{where}: obs has no column {name!r}; {did_you_mean(name, store.obs_columns)}"
         ) from error
     except (SyntaxError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise ConfigError(

@@ -65,3 +65,12 @@ def put_whole(url: str, content: bytes, storage_options: Mapping[str, Any] | Non
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def remove_state(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> None:
+    """Remove what says how far an unfinished output is."""
+    fs, path = filesystem_of(join_url(url, STATE), storage_options)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

@@ -6,9 +6,8 @@ on the order of rows nor on how a store is cut into shards.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -26,7 +25,10 @@ from scvi_dist.data.categories import (
     without,
 )
 from scvi_dist.data.fields import Categories, LabelsWithUnlabeledObsField, ObsField
-from scvi_dist.data.setup import SetupArgs, check_setup
+from scvi_dist.data.minified import Minified
+from scvi_dist.data.proteins import ProteinMask, ProteinPass, names_of
+from scvi_dist.data.schema_pass import gene_order, look_at
+from scvi_dist.data.setup import PANEL_KEY, SetupArgs, check_setup
 from scvi_dist.data.store import Store
 from scvi_dist.errors import SchemaMismatch
 
@@ -34,7 +36,6 @@ __all__ = ["Schema", "SetupArgs", "check_setup", "fit_schema", "transfer_schema"
 
 _FORMAT = "scvi_dist.schema"
 _VERSION = 1
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Schema:
     """Registry key (``batch``, ``labels``) -> category of each code."""
     joint_categories: Mapping[str, tuple[Category, ...]]
     """Column of obs, for each categorical covariate -> category of each code."""
+    protein_names: tuple[str, ...] = ()
+    """Protein of each column of their counts; empty for a model of genes alone."""
+    protein_batch_mask: ProteinMask | None = None
+    """Code of a panel (a batch, without panels), as text -> for each protein whether it was
+    measured there; None where every panel has every protein."""
+    minified: Minified | None = None
+    """Where the data has posteriors in place of counts; None where they are read as they are."""
 
     @property
     def n_vars(self) -> int:
@@ -65,6 +73,27 @@ class Schema:
     def n_labels(self) -> int:
         """Labels, the unlabeled category included; 1 without a labels key."""
         return len(self.categories[REGISTRY_KEYS.LABELS_KEY])
+
+    @property
+    def n_proteins(self) -> int:
+        """Proteins."""
+        return len(self.protein_names)
+
+    @property
+    def n_panel(self) -> int:
+        """Panels of proteins; the batches where there are no panels."""
+        return len(self.categories[self.panel_registry_key])
+
+    @property
+    def panel_registry_key(self) -> str:
+        """Key under which a module finds the panels."""
+        return PANEL_KEY if self.setup.panel_key else REGISTRY_KEYS.BATCH_KEY
+
+    @property
+    def dense_bytes_per_cell(self) -> int:
+        """What is read of a cell besides its counts of genes, in float32."""
+        posterior = 0 if self.minified is None else self.minified.bytes_per_cell
+        return 4 * self.n_proteins + posterior
 
     @property
     def n_cats_per_cov(self) -> list[int] | None:
@@ -136,6 +165,9 @@ class Schema:
             "n_obs": self.n_obs,
             "categories": dict(self.categories),
             "joint_categories": dict(self.joint_categories),
+            "protein_names": self.protein_names,
+            "protein_batch_mask": self.protein_batch_mask,
+            "minified": None if self.minified is None else asdict(self.minified),
         }
         return json.dumps(content, sort_keys=True)
 
@@ -149,12 +181,16 @@ class Schema:
                 f"expected a schema of format {_FORMAT!r} version {_VERSION}; "
                 f"seen {seen[0]!r} version {seen[1]!r}. It was written by another release."
             )
+        mask, minified = content.get("protein_batch_mask"), content.get("minified")
         return Schema(
             setup=SetupArgs(**content["setup"]),
             var_names=tuple(content["var_names"]),
             n_obs=content["n_obs"],
             categories=_tuples(content["categories"]),
             joint_categories=_tuples(content["joint_categories"]),
+            protein_names=tuple(content.get("protein_names", ())),
+            protein_batch_mask=None if mask is None else _tuples(mask),
+            minified=None if minified is None else Minified(**minified),
         )
 
     def digest(self) -> str:
@@ -188,32 +224,15 @@ class Schema:
         return schema_from_registry(registry, var_names)
 
 
-def _tuples(lists: Mapping[str, Sequence[Category]]) -> dict[str, tuple[Category, ...]]:
+def _tuples(lists: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
     return {key: tuple(values) for key, values in lists.items()}
-
-
-def _count_categories(store: Store, setup: SetupArgs, chunk_rows: int) -> dict[str, CategoryCount]:
-    """One pass over the columns of obs: cells of each category; numbers are checked on the way."""
-    where = store.locator.redacted_url
-    coded = dict.fromkeys(c for f in setup.obs_fields if f.is_categorical for c in f.columns)
-    counts = {column: CategoryCount(f"obs[{column!r}] of {where}") for column in coded}
-    numerical = [f for f in setup.obs_fields if not f.is_categorical and not f.is_empty]
-    if not setup.obs_columns:
-        return counts
-    for start in range(0, store.n_obs, chunk_rows):
-        stop = min(start + chunk_rows, store.n_obs)
-        obs = store.read_obs(setup.obs_columns, start, stop)
-        for column, count in counts.items():
-            count.add(obs[column], start)
-        for field in numerical:
-            field.encode(obs, (), where, start)
-    return counts
 
 
 def fit_schema(store: Store, setup: SetupArgs, chunk_rows: int = 200_000) -> Schema:
     """The schema of a store, by one streaming pass over the columns of obs that it needs.
 
-    Memory is that of ``chunk_rows`` rows. Warns of categories with fewer than three cells.
+    Memory is that of ``chunk_rows`` rows. Warns of categories with fewer than three cells. Where
+    there are proteins their counts are read in the same pass.
 
     Raises
     ------
@@ -221,36 +240,44 @@ def fit_schema(store: Store, setup: SetupArgs, chunk_rows: int = 200_000) -> Sch
         See :func:`check_setup`; also for missing categories and numbers that are not finite.
     """
     check_setup(store, setup)
-    counts = _count_categories(store, setup, chunk_rows)
+    names: tuple[str, ...] = ()
+    if setup.protein_key is not None:
+        names = names_of(store, setup.protein_key, setup.protein_names)
+    seen = look_at(store, setup, names, chunk_rows)
     fitted = {
-        f.registry_key: f.fit([counts[c] for c in f.columns])
+        f.registry_key: f.fit([seen.counts[c] for c in f.columns])
         for f in setup.obs_fields
         if f.is_categorical
     }
-    for count in counts.values():
-        count.warn_if_few()
-    return _assemble(setup, tuple(store.var_names.tolist()), store.n_obs, fitted)
+    seen.warn()
+    known = Schema(setup, tuple(store.var_names.tolist()), store.n_obs, {}, {}, names)
+    return _with_fitted(known, fitted, seen.proteins)
 
 
-def _assemble(
-    setup: SetupArgs, var_names: tuple[str, ...], n_obs: int, fitted: Mapping[str, Categories]
+def _with_fitted(
+    known: Schema, fitted: Mapping[str, Categories], proteins: ProteinPass | None
 ) -> Schema:
+    """The schema with the categories that were fitted and with what the pass saw of proteins."""
+    setup = known.setup
     joint_columns = setup.categorical_covariate_keys or ()
-    return Schema(
-        setup=setup,
-        var_names=var_names,
-        n_obs=n_obs,
-        categories={
-            key: fitted[key][0] for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
-        },
+    single = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY, PANEL_KEY)
+    schema = replace(
+        known,
+        categories={key: fitted[key][0] for key in single if key in fitted},
         joint_categories=dict(zip(joint_columns, fitted[REGISTRY_KEYS.CAT_COVS_KEY], strict=True)),
     )
+    if proteins is None:
+        return schema
+    mask = proteins.mask(schema.categories[schema.panel_registry_key])
+    return replace(schema, protein_batch_mask=mask)
 
 
 def transfer_schema(
     schema: Schema, store: Store, extend_categories: bool = False, chunk_rows: int = 200_000
 ) -> tuple[Schema, np.ndarray | None]:
     """The schema for another store, whose cells get the codes that the schema's cells have.
+
+    Its ``protein_batch_mask`` says what was measured there.
 
     Parameters
     ----------
@@ -278,8 +305,8 @@ def transfer_schema(
         See :func:`check_setup`.
     """
     check_setup(store, schema.setup)
-    genes = _gene_order(schema.var_names, store)
-    counts = _count_categories(store, schema.setup, chunk_rows)
+    genes = gene_order(schema.var_names, store)
+    seen = look_at(store, schema.setup, schema.protein_names, chunk_rows)
     fitted: dict[str, Categories] = {}
     for field in schema.setup.obs_fields:
         if field.is_categorical:
@@ -288,15 +315,15 @@ def transfer_schema(
             # A field without a column has its one constant category.
             fitted[field.registry_key] = (
                 tuple(
-                    _extended(c, counts[column], may_extend)
+                    _extended(c, seen.counts[column], may_extend)
                     for c, column in zip(known, field.columns, strict=True)
                 )
                 if field.columns
                 else known
             )
-    for count in counts.values():
-        count.warn_if_few()
-    return _assemble(schema.setup, schema.var_names, store.n_obs, fitted), genes
+    seen.warn()
+    as_it_is = replace(schema, n_obs=store.n_obs, minified=None)
+    return _with_fitted(as_it_is, fitted, seen.proteins), genes
 
 
 def _extended(
@@ -310,32 +337,3 @@ def _extended(
         raise unknown_categories(unknown, known, count.where)
     check_one_kind([*known, *unknown], count.where)
     return known + in_order(unknown, count.where)
-
-
-def _gene_order(var_names: tuple[str, ...], store: Store) -> np.ndarray | None:
-    """Columns of the store that are the schema's genes, in the schema's order; None: as it is."""
-    names = store.var_names
-    if len(names) == len(var_names) and bool(np.all(names == np.array(var_names, dtype=object))):
-        return None
-    where = store.locator.redacted_url
-    column = {name: i for i, name in enumerate(names.tolist())}
-    missing = [name for name in var_names if name not in column]
-    if missing:
-        raise SchemaMismatch(
-            f"{where} has {len(names)} genes, but {len(missing)} of the schema's {len(var_names)} "
-            f"are not among them: {_named(missing)}. Seen: {_named(names[:_SHOWN].tolist())}. "
-            "Use data with the same gene names, or add the missing genes to it."
-        )
-    repeated = [n for n, many in Counter(names.tolist()).items() if many > 1]
-    ambiguous = sorted(set(repeated) & set(var_names))
-    if ambiguous or len(set(var_names)) < len(var_names):
-        raise SchemaMismatch(
-            f"{where}: its genes are in another order than the schema's and cannot be put in "
-            f"order, because names occur more than once: {_named(ambiguous)}. "
-            "Make the names unique."
-        )
-    return np.array([column[name] for name in var_names], dtype=np.int64)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(repr(n) for n in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -22,6 +22,7 @@ from scvi_dist.data.anndata_writer import (
     CsrWriter,
     finish_anndata,
     pieces,
+    plain_layout,
     rows_in_chunk,
     start_anndata,
     write_frame,
@@ -36,7 +37,7 @@ from scvi_dist.data.filesystem import (
     open_file,
     redact_url,
 )
-from scvi_dist.data.output import STATE, is_empty_folder, make_way, put_whole
+from scvi_dist.data.output import STATE, is_empty_folder, make_way, put_whole, remove_state
 from scvi_dist.data.store import Range
 from scvi_dist.errors import OutputExists, PlanError
 
@@ -292,7 +293,8 @@ class ShardedWriter:
         )
         chunk = max(_MIN_CHUNK_ENTRIES, n_entries * _CHUNK_ROWS // max(self.n_obs, 1))
         shape = (self.n_obs, len(self._var_names))
-        matrix = CsrWriter(self._container, "X", shape, np.float32, chunk)
+        layout = plain_layout(np.float32, shape[1], chunk, n_entries)
+        matrix = CsrWriter(self._container, "X", shape, layout)
         for shard in self.shards:
             with np.load(io.BytesIO(self._get(f"csr/{_marker(shard)}"))) as part:
                 rows = CsrRows(part["indptr"], part["indices"], part["data"], shape[1])
@@ -319,9 +321,7 @@ class ShardedWriter:
         put_whole(join_url(self.url, STATE, *name.split("/")), content, self._options)
 
     def _remove_state(self) -> None:
-        fs, path = filesystem_of(join_url(self.url, STATE), self._options)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        remove_state(self.url, self._options)
 
 
 def _write_obs(container: ZarrContainer, obs: pd.DataFrame) -> None:

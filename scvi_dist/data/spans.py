@@ -80,7 +80,7 @@ def in_order(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def spans_of_rows(rows: np.ndarray) -> np.ndarray:
-    """The fewest spans that cover strictly increasing rows exactly."""
+    """The fewest spans that are these rows, in their order (ascending for ascending rows)."""
     if len(rows) == 0:
         return np.zeros((0, 2), dtype=np.int64)
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1

@@ -16,7 +16,7 @@ import pandas as pd
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.filesystem import redact_url
 from scvi_dist.data.spans import Range, spans_of_rows
-from scvi_dist.errors import UnsupportedStore
+from scvi_dist.errors import FieldNotFound, UnsupportedStore
 
 __all__ = ["OPENERS", "Range", "StorageFacts", "Store", "StoreLocator", "freeze", "ranges_of"]
 
@@ -84,10 +84,14 @@ class StoreLocator:
 
 OPENERS: dict[str, str] = {
     "h5ad": "scvi_dist.data.h5ad:open_h5ad",
+    "h5mu": "scvi_dist.data.h5ad:open_h5ad",
     "zarr": "scvi_dist.data.zarr:open_zarr",
+    "soma": "scvi_dist.data.soma:open_soma",
     "memory": "scvi_dist.data.memory:open_memory",
     "collection": "scvi_dist.data.collection:open_collection",
     "subset": "scvi_dist.data.subset:open_subset",
+    "obs_column": "scvi_dist.data.obs_column:open_obs_column",
+    "padded": "scvi_dist.data.padded:open_padded",
 }
 """Kind of store -> ``module:function`` that takes a locator; loaded on first use."""
 
@@ -194,6 +198,13 @@ class Store(ABC):
         The same store at another URL may have another digest.
         """
 
+    def version(self) -> str:
+        """What changes when somebody writes to the files, found with next to no reading.
+
+        Compared within a process; ``""`` where it is not known.
+        """
+        return ""
+
     def close(self) -> None:  # noqa: B027 (a store in memory has nothing to give back)
         """Give handles back. Closing twice is harmless."""
 
@@ -210,6 +221,20 @@ class Store(ABC):
         """Names of the columns of ``obsm[key]`` where it is a table, else ``None``."""
         return None
 
+    def read_uns(self, key: str) -> Any:
+        """What ``uns[key]`` holds. Raises :class:`FieldNotFound` where there is no such thing."""
+        raise FieldNotFound(f"{self.locator.redacted_url}: uns has no {key!r}.")
+
+    @property
+    def part_sizes(self) -> tuple[int, ...]:
+        """Cells of each store that this one is made of, in order; itself if of no other."""
+        return (self.n_obs,)
+
+    @property
+    def layer_name(self) -> str | None:
+        """The name among ``layers`` under which this matrix is listed too; ``None`` for X."""
+        return self.locator.layer
+
     def storage_facts(self) -> StorageFacts:
         """What is known of the stored form without reading the matrix."""
         return StorageFacts()
@@ -221,6 +246,6 @@ class Store(ABC):
         return block if np.array_equal(back, np.arange(len(wanted))) else block.take(back)
 
 
-def ranges_of(sorted_rows: np.ndarray) -> list[Range]:
-    """The shortest list of ranges that covers strictly increasing rows exactly."""
-    return [(start, stop) for start, stop in spans_of_rows(np.asarray(sorted_rows)).tolist()]
+def ranges_of(rows: np.ndarray) -> list[Range]:
+    """The shortest list of ranges that is these rows, in their order."""
+    return [(start, stop) for start, stop in spans_of_rows(np.asarray(rows)).tolist()]

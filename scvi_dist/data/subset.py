@@ -1,18 +1,19 @@
 """A view of a store: some of its cells, some of its genes."""
 
-import base64
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.matrix import gene_lookup
+from scvi_dist.data.names import names_digest
 from scvi_dist.data.obs_filter import cells_matching
+from scvi_dist.data.packing import pack_numbers, unpack_numbers
 from scvi_dist.data.spans import Range, check_rows, expand, in_order, spans_of
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator, ranges_of
 from scvi_dist.errors import ConfigError, FieldNotFound, StoreChanged, did_you_mean
@@ -35,11 +36,11 @@ def open_subset(locator: StoreLocator) -> "SubsetStore":
                 f"{options['n_obs']} did when the view was made. The store was changed since."
             )
     elif "row_steps" in options:
-        rows = np.cumsum(_unpack(options["row_steps"]))
+        rows = np.cumsum(unpack_numbers(options["row_steps"]))
     if "genes" in options:
-        genes = _unpack(options["genes"])
+        genes = unpack_numbers(options["genes"])
         in_range = len(genes) == 0 or int(genes.max()) < base.n_vars
-        if not in_range or _names_digest(base.var_names[genes]) != options["gene_names"]:
+        if not in_range or names_digest(base.var_names[genes]) != options["gene_names"]:
             raise StoreChanged(
                 f"{locator.redacted_url}: the genes are not those that the view was made of. The "
                 "store was changed since."
@@ -117,9 +118,12 @@ class SubsetStore(Store):
         if self._obs_filter is not None:
             options |= {"obs_filter": self._obs_filter, "n_obs": self.n_obs}
         elif self._rows is not None:
-            options["row_steps"] = _pack(np.diff(self._rows.astype(np.int64), prepend=0))
+            options["row_steps"] = pack_numbers(np.diff(self._rows.astype(np.int64), prepend=0))
         if self._genes is not None:
-            options |= {"genes": _pack(self._genes), "gene_names": _names_digest(self.var_names)}
+            options |= {
+                "genes": pack_numbers(self._genes),
+                "gene_names": names_digest(self.var_names),
+            }
         base = self.base.locator
         return StoreLocator(
             kind="subset",
@@ -128,6 +132,11 @@ class SubsetStore(Store):
             parts=(base,),
             options=tuple(options.items()),
         )
+
+    @property
+    def genes(self) -> np.ndarray | None:
+        """int64: columns of the base store; ``None`` for all."""
+        return self._genes
 
     def on(self, base: Store) -> "SubsetStore":
         """The same rows, and genes of the same names, of another store."""
@@ -161,11 +170,25 @@ class SubsetStore(Store):
         return self.base.layers
 
     @property
+    def part_sizes(self) -> tuple[int, ...]:
+        if self._rows is None:
+            return self.base.part_sizes
+        ends = np.searchsorted(self._rows, np.cumsum(self.base.part_sizes))
+        return tuple(np.diff(ends, prepend=0).tolist())
+
+    @property
+    def layer_name(self) -> str | None:
+        return self.base.layer_name
+
+    @property
     def obsm_keys(self) -> dict[str, int]:
         return self.base.obsm_keys
 
     def obsm_columns(self, key: str) -> tuple[str, ...] | None:
         return self.base.obsm_columns(key)
+
+    def read_uns(self, key: str) -> Any:
+        return self.base.read_uns(key)
 
     def obs_names(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         parts = [
@@ -253,6 +276,9 @@ class SubsetStore(Store):
         facts = json.dumps([self.base.digest(), *hashed])
         return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
+    def version(self) -> str:
+        return self.base.version()
+
     def close(self) -> None:
         self.base.close()
 
@@ -262,18 +288,3 @@ def _checked_rows(rows: np.ndarray, n_rows: int, where: str) -> np.ndarray:
     if len(wanted) > 1 and int(np.diff(wanted).min()) <= 0:
         raise ValueError(f"{where}: rows have to be strictly increasing")
     return wanted.astype(np.uint32) if n_rows <= np.iinfo(np.uint32).max else wanted
-
-
-def _names_digest(names: np.ndarray) -> str:
-    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:32]
-
-
-def _pack(values: np.ndarray) -> str:
-    """Whole numbers as a short text that JSON can hold."""
-    small = values.astype(np.min_scalar_type(int(values.max(initial=0))))
-    return f"{small.dtype.str}:{base64.b85encode(zlib.compress(small.tobytes(), 1)).decode()}"
-
-
-def _unpack(text: str) -> np.ndarray:
-    dtype, _, packed = text.partition(":")
-    return np.frombuffer(zlib.decompress(base64.b85decode(packed)), dtype=dtype).astype(np.int64)

@@ -11,25 +11,27 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import LocalStore
 
 from scvi_dist.data.anndata_layout import as_text, native
-from scvi_dist.data.anndata_store import AnnDataStore
-from scvi_dist.data.chunks import ChunkDamaged, LocalObjects, Objects, RemoteObjects
+from scvi_dist.data.anndata_store import open_anndata
+from scvi_dist.data.big_arrays import new_array
+from scvi_dist.data.cached_objects import objects_at
+from scvi_dist.data.chunks import ChunkDamaged, LocalObjects
 from scvi_dist.data.filesystem import (
     exists,
-    facts_of_path,
-    filesystem_of,
     is_remote,
     normalise_url,
     not_found,
     redact_url,
     unreadable,
 )
+from scvi_dist.data.remote import RemoteObjects
+from scvi_dist.data.remote_zarr import RemoteZarrStore
 from scvi_dist.data.spans import read_joined, total_length
-from scvi_dist.data.store import StoreLocator
+from scvi_dist.data.store import Store, StoreLocator
 from scvi_dist.data.zarr_chunks import ChunkLayout, object_keys
-from scvi_dist.errors import StoreCorrupt, StoreError, UnsupportedStore
+from scvi_dist.errors import StoreChanged, StoreCorrupt, StoreError, UnsupportedStore
 
 _STAMPED_LOCALLY = 4096
 _STAMPED_REMOTELY = 8
@@ -37,9 +39,9 @@ _STAMPED_REMOTELY = 8
 _DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)
 
 
-def open_zarr(locator: StoreLocator) -> AnnDataStore:
+def open_zarr(locator: StoreLocator) -> Store:
     """The store of a locator of kind ``zarr``; opening reads metadata only."""
-    return AnnDataStore(ZarrTree(locator.url, locator.fsspec_options()), locator)
+    return open_anndata(ZarrTree(locator.url, locator.fsspec_options()), locator)
 
 
 class ZarrTree:
@@ -51,7 +53,7 @@ class ZarrTree:
         self._options = storage_options
         self._lock = threading.RLock()
         self._closed = False
-        self.objects: Objects
+        self.objects: LocalObjects | RemoteObjects
         if is_remote(self._url):
             if "?" in self._url:
                 raise UnsupportedStore(
@@ -59,8 +61,7 @@ class ZarrTree:
                     "signed URL leads to one. Use the storage service's own scheme (s3://, gs://, "
                     "abfs://) with credentials from the environment."
                 )
-            self._fs, self._root_path = filesystem_of(self._url, storage_options)
-            self.objects = RemoteObjects(self._fs, self._root_path)
+            self.objects = objects_at(self._url, storage_options)
         else:
             self.objects = LocalObjects(self._url)
         self._root = self._open()
@@ -70,10 +71,8 @@ class ZarrTree:
     def _open(self) -> zarr.Group:
         try:
             store: Any
-            if is_remote(self._url):
-                store = FsspecStore.from_url(
-                    self._url, storage_options=self._options, read_only=True
-                )
+            if isinstance(self.objects, RemoteObjects):
+                store = RemoteZarrStore(self.objects)
             else:
                 store = LocalStore(self._url, read_only=True)
             return zarr.open_group(store, mode="r")
@@ -127,6 +126,15 @@ class ZarrTree:
                 self._arrays[path] = ZarrArray(self, path, node)
             return self._arrays[path]
 
+    def element(self, path: str) -> Any:
+        """A whole element as anndata reads it."""
+        from anndata.io import read_elem
+
+        try:
+            return read_elem(self._node(path))
+        except _DAMAGE as error:
+            raise unreadable(self.where, path, error)  # noqa: B904 (it sets the cause)
+
     def is_matrix_part(self, path: str) -> bool:
         """Whether an array holds the values of a sparse matrix."""
         parent, _, name = path.rpartition("/")
@@ -143,9 +151,25 @@ class ZarrTree:
             if isinstance(node, zarr.Array)
             for key in object_keys(node, limit)
         ]
-        return " ".join(
-            self._local_stamp(key) if local else self._remote_stamp(key) for key in keys
-        )
+        if isinstance(self.objects, RemoteObjects):
+            try:
+                found = self.objects.facts(keys)
+            except OSError as error:
+                raise unreadable(self.where, "the versions of its objects", error)  # noqa: B904
+            return " ".join("-" if f is None else f"{f.size}:{f.stamp}" for f in found)
+        return " ".join(self._local_stamp(key) for key in keys)
+
+    def version(self) -> str:
+        # Who writes an AnnData writes the metadata of its root.
+        names = () if is_remote(self._url) else ("zarr.json", ".zgroup", ".zmetadata")
+        return " ".join(map(self._local_stamp, names))
+
+    def stamp_of_metadata(self, path: str, array: zarr.Array) -> str:
+        """What changes when a local array is written anew; remote ones are compared as fetched."""
+        if is_remote(self._url):
+            return ""
+        name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+        return self._local_stamp(f"{path}/{name}")
 
     def _local_stamp(self, key: str) -> str:
         try:
@@ -153,13 +177,6 @@ class ZarrTree:
         except FileNotFoundError:
             return "-"
         return f"{status.st_size}:{status.st_mtime_ns}"
-
-    def _remote_stamp(self, key: str) -> str:
-        try:
-            facts = facts_of_path(self._fs, f"{self._root_path.rstrip('/')}/{key}")
-        except FileNotFoundError:
-            return "-"
-        return f"{facts.size}:{facts.stamp}"
 
     def size_on_disk(self) -> int | None:
         if is_remote(self._url):
@@ -185,6 +202,7 @@ class ZarrArray:
         self.dtype: np.dtype = native(np.dtype(array.dtype))
         self._chunk = max(1, int(array.chunks[0])) if array.chunks else 1
         self._layout = ChunkLayout.of(array, path)
+        self._stamp = tree.stamp_of_metadata(path, array)
 
     @property
     def chunk_rows(self) -> int:
@@ -194,21 +212,33 @@ class ZarrArray:
         """Members of ascending spans along the first axis."""
         self._tree.check_open()
         kept = dtype or (object if self.dtype.kind in "OTU" else self.dtype)
-        out = np.empty((total_length(spans), *self.shape[1:]), dtype=kept)
+        out = new_array((total_length(spans), *self.shape[1:]), kept)
         if len(spans) and self._layout is not None:
             self._read_chunks(self._layout, spans, out)
         elif len(spans):
             read_joined(self._slice, spans, out, chunk=self._chunk, max_gap=0, decodes=True)
+        self._check_unchanged()
         return as_text(out) if self.dtype.kind in "OTU" else out
+
+    def _check_unchanged(self) -> None:
+        if self._tree.stamp_of_metadata(self._path, self._array) != self._stamp:
+            raise StoreChanged(
+                f"{self._tree.where}: {self._path} was written anew while it was read. What was "
+                "read may be a mixture; start again with the store as it is now, and write to "
+                "other places only."
+            )
 
     def _read_chunks(self, layout: ChunkLayout, spans: np.ndarray, out: np.ndarray) -> None:
         try:
             absent = layout.read(self._tree.objects, spans, out)
+        except StoreError:
+            raise
         except (ChunkDamaged, OSError) as error:
             raise self._damaged(  # noqa: B904 (it sets the cause)
                 int(spans[0, 0]), int(spans[-1, 1]), error
             )
         if absent and self._tree.is_matrix_part(self._path):
+            self._check_unchanged()
             # Zarr leaves out chunks of nothing but zeros; a sparse matrix stores no zeros.
             raise StoreCorrupt(
                 f"{self._tree.where}: chunk {absent[0]} of {self._path} (entries "
@@ -223,4 +253,5 @@ class ZarrArray:
             raise self._damaged(start, stop, error)  # noqa: B904 (it sets the cause)
 
     def _damaged(self, start: int, stop: int, error: Exception) -> StoreError:
+        self._check_unchanged()
         return unreadable(self._tree.where, f"{self._path} (entries {start} to {stop})", error)

@@ -91,7 +91,7 @@ class ChunkLayout:
         intact = len(raw) == size
         if intact and self.index_has_checksum:
             stored = int.from_bytes(raw[-_CHECKSUM_BYTES:], "little")
-            intact = google_crc32c.value(bytes(table)) == stored
+            intact = _crc32c(table) == stored
         if not intact:
             raise ChunkDamaged(f"the index of shard {self.key_of(shard)} is damaged")
         return np.frombuffer(table, dtype="<u8").reshape(-1, 2)
@@ -127,6 +127,8 @@ def _layout_v3(array: "Array", metadata: dict[str, Any], path: str) -> ChunkLayo
         at_end, checksum = setting["index_location"] == "end", len(index_names) == 2
         codecs = list(setting["codecs"])
     first, *compressors = codecs
+    checked = bool(compressors) and compressors[-1]["name"] == "crc32c"
+    compressors = compressors[:-1] if checked else compressors
     if first["name"] != "bytes" or len(compressors) > 1 or not _fills_with_zero(metadata):
         return None
     big = first.get("configuration", {}).get("endian") == "big"
@@ -136,12 +138,30 @@ def _layout_v3(array: "Array", metadata: dict[str, Any], path: str) -> ChunkLayo
     return ChunkLayout(
         chunk=chunk,
         dtype=np.dtype(array.dtype),
-        decode=decoder(),
+        decode=_checked(decoder()) if checked else decoder(),
         key_of=lambda number: f"{path}/{array.metadata.encode_chunk_key((number,))}",
         chunks_per_shard=per_shard,
         index_at_end=at_end,
         index_has_checksum=checksum,
     )
+
+
+def _checked(decode: Decoder) -> Decoder:
+    """The decoder for chunks that end with a CRC32C of what comes before."""
+
+    def decode_checked(raw: Any, out: np.ndarray) -> None:
+        content = raw[:-_CHECKSUM_BYTES]
+        stored = int.from_bytes(raw[-_CHECKSUM_BYTES:], "little")
+        if len(raw) < _CHECKSUM_BYTES or _crc32c(content) != stored:
+            raise ChunkDamaged("the checksum (CRC32C) of a chunk is wrong")
+        decode(content, out)
+
+    return decode_checked
+
+
+def _crc32c(content: Any) -> int:
+    # The library takes bytes only; a copy costs far less than decoding.
+    return google_crc32c.value(bytes(content))
 
 
 def _is_native(dtype: np.dtype) -> bool:

@@ -5,6 +5,9 @@ from scvi_dist.errors import BudgetExceeded
 TRAIN_SHARE = 0.75
 """Of the budget; what is left is the validation loader's, whose cells need no shuffling."""
 
+LABELLED_SHARE = 0.2
+"""Of a loader's share, what its stream of labelled cells gets where there is one."""
+
 TASKS_RESIDENT = 2
 """Tasks of a rank in memory at once: one being handed out, one being read."""
 
@@ -20,9 +23,16 @@ RUN_BYTES = 32 << 20
 BATCHES_RESIDENT = 2
 """Minibatches cut out of a task: one in use, one being cut."""
 
-MIXED_BLOCKS = 64
-"""Blocks in a window, at least. Of cells stored in runs of one kind, minibatches of 1,024 then have
-some 95 % of the entropy of random draws; with 500 blocks (64 rows each) they have 99.6 %."""
+INDEX_BYTES_PER_CELL = 12
+"""What a process keeps of every cell of the store, whether it reads it or not: 2 bytes of its row
+pointer, 1 or 2 of its codes, and 8 of its row number where the split is a list of rows."""
+
+MIXED_BLOCKS = 512
+"""Blocks in a window, at least; and at least as many as a minibatch has cells. Of cells stored in
+runs of one kind, minibatches then have 99 % of the entropy of random draws, or more."""
+
+FEWEST_ROWS = 16
+"""Rows of a block, at least: below, a store spends more time on finding rows than on reading."""
 
 
 def resident_bytes(
@@ -32,6 +42,14 @@ def resident_bytes(
     task = task_cells * (bytes_per_cell * TASK_SLACK + PLAN_BYTES_PER_CELL)
     batches = BATCHES_RESIDENT * batch_cells * bytes_per_cell
     return int(TASKS_RESIDENT * task + min(task, RUN_BYTES) + batches) + scratch_bytes
+
+
+def cells_budget(budget_bytes: int, n_obs: int) -> int:
+    """What of a budget is left for cells: all but what is kept of every cell of the store.
+
+    At least half: an index that takes more than that is not made smaller by reading less.
+    """
+    return max(budget_bytes - n_obs * INDEX_BYTES_PER_CELL, budget_bytes // 2)
 
 
 def scratch_bytes_for(chunk_rows: int, bytes_per_cell: float, n_threads: int) -> int:
@@ -90,13 +108,17 @@ def fit_window(
     return fits * batch_size
 
 
-def block_rows_for(chunk_rows: int, window_cells: int, stratum: int = 1) -> int:
+def block_rows_for(
+    chunk_rows: int, window_cells: int, stratum: int = 1, batch_size: int = 1
+) -> int:
     """Rows of a block that suit a store which keeps ``chunk_rows`` rows together.
 
     Whole chunks, at least 64 rows, and so few that a window mixes ``MIXED_BLOCKS``; where those
-    contradict each other, mixing wins. A multiple of ``stratum`` (see :class:`RowSet`).
+    contradict each other, mixing wins: a store in large chunks is then decoded several times over,
+    unless ``block_rows`` says otherwise (a store that was shuffled needs no mixing). A multiple of
+    ``stratum`` (see :class:`RowSet`).
     """
-    most = max(64, window_cells // MIXED_BLOCKS)
+    most = max(FEWEST_ROWS, window_cells // max(MIXED_BLOCKS, batch_size))
     wanted = chunk_rows * max(1, -(-64 // chunk_rows))
     size = min(wanted, most)
     return max(stratum, size // stratum * stratum)

@@ -1,6 +1,6 @@
 """Reading a task and cutting it into minibatches: the same for every engine.
 
-Axis suffixes: ``n`` cells, ``g`` genes.
+Axis suffixes: ``n`` cells, ``g`` genes, ``p`` proteins.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_dist.batch import CellBatch, CsrRows, SparseCounts
+from scvi_dist.batch import REGISTRY_KEYS, CellBatch, CsrRows, SparseCounts
 from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.counts import CountReport, check_counts, raise_or_warn
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask, ranges_of
@@ -27,10 +27,12 @@ class ReadPart:
     counts: CsrRows
     report: CountReport | None
     """``None`` if nobody looked."""
+    proteins: np.ndarray | None = None
+    """float32 ``[n, p]``; ``None`` where the schema has no proteins."""
 
     @property
     def nbytes(self) -> int:
-        return self.counts.nbytes
+        return self.counts.nbytes + (0 if self.proteins is None else self.proteins.nbytes)
 
 
 def n_parts_of(task: ReadTask, n_threads: int) -> int:
@@ -48,23 +50,51 @@ def read_part(task: ReadTask, part: int, n_parts: int, source: OpenSource, check
     """
     n = len(task.rows)
     rows = task.rows[part * n // n_parts : (part + 1) * n // n_parts]
-    block = source.store.read_rows(ranges_of(rows), source.genes)
+    ranges = ranges_of(rows)
+    block = source.store.read_rows(ranges, source.genes)
     report = check_counts(block, rows, source.where) if check else None
-    return ReadPart(_narrow(block), report)
+    proteins = None if source.proteins is None else source.proteins.read(ranges)
+    return ReadPart(_narrow(block), report, proteins)
 
 
 class TaskRows:
-    """All rows of a task, as the parts in which they were read."""
+    """All rows of a task, as the parts in which they were read.
 
-    def __init__(self, parts: Sequence[CsrRows]) -> None:
+    Parameters
+    ----------
+    parts
+        Counts of genes; at least one is not empty.
+    proteins
+        float32 ``[n, p]`` of each part; empty where there are no proteins.
+    """
+
+    def __init__(self, parts: Sequence[CsrRows], proteins: Sequence[np.ndarray] = ()) -> None:
         self._parts = [part for part in parts if part.n_cells]
+        self._proteins = [part for part in proteins if len(part)]
         self._firsts = np.cumsum([0] + [part.n_cells for part in self._parts]).tolist()
         self._lengths = np.concatenate([np.diff(part.indptr) for part in self._parts])
         self.n_genes = self._parts[0].n_genes
 
+    @staticmethod
+    def of(parts: Sequence[ReadPart]) -> "TaskRows":
+        """The rows that these parts hold."""
+        proteins = [part.proteins for part in parts if part.proteins is not None]
+        return TaskRows([part.counts for part in parts], proteins)
+
     @property
     def n_cells(self) -> int:
         return len(self._lengths)
+
+    def gather_proteins(self, pick: np.ndarray) -> np.ndarray | None:
+        """float32 ``[n, p]`` of the picked rows, an array of its own; ``None`` without proteins."""
+        if not self._proteins:
+            return None
+        picked_np = np.empty((len(pick), self._proteins[0].shape[1]), dtype=np.float32)
+        for first, part_np in zip(self._firsts, self._proteins, strict=False):
+            place = pick - first
+            here = (place >= 0) & (place < len(part_np))
+            picked_np[here] = part_np[place[here]]
+        return picked_np
 
     def gather(self, pick: np.ndarray) -> CsrRows:
         """The picked rows in the order given: float32 values, int32 indices, arrays of its own."""
@@ -93,19 +123,28 @@ def execute(
     parts = [read_part(task, k, n_parts, source, guard is not None) for k in range(n_parts)]
     if guard is not None:
         guard.add(part.report for part in parts)
-    yield from cut_batches(task, TaskRows([part.counts for part in parts]), source.coded_obs)
+    yield from cut_batches(task, TaskRows.of(parts), source.coded_obs)
 
 
 def cut_batches(task: ReadTask, rows: TaskRows, coded_obs: CodedObs) -> Iterator[CellBatch]:
     """The minibatches of a task whose rows are in memory, each made when it is asked for."""
     for cut in task.cuts:
-        yield batch_of(task, cut, rows.gather(cut.pick), coded_obs)
+        proteins = rows.gather_proteins(cut.pick)
+        yield batch_of(task, cut, rows.gather(cut.pick), coded_obs, proteins)
 
 
-def batch_of(task: ReadTask, cut: BatchCut, counts: CsrRows, coded_obs: CodedObs) -> CellBatch:
+def batch_of(
+    task: ReadTask,
+    cut: BatchCut,
+    counts: CsrRows,
+    coded_obs: CodedObs,
+    proteins: np.ndarray | None = None,
+) -> CellBatch:
     """A minibatch of these counts, with the codes of its cells."""
     rows = task.rows[cut.pick]
     fields = coded_obs.take(rows)
+    if proteins is not None:
+        fields[REGISTRY_KEYS.PROTEIN_EXP_KEY] = proteins
     return CellBatch(
         x=sparse_tensors(counts),
         fields={key: torch.from_numpy(values_nk) for key, values_nk in fields.items()},

@@ -10,9 +10,10 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.data.store import Store
 from scvi_dist.dataloaders.budget import block_rows_for, fit_window, scratch_bytes_for
 from scvi_dist.dataloaders.collate import CountGuard
+from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
-from scvi_dist.dataloaders.rows import RowSet
+from scvi_dist.dataloaders.rows import RowsByEpoch, RowSet
 from scvi_dist.dataloaders.source import CellSource, OpenSource, opened
 from scvi_dist.errors import CheckpointError
 
@@ -30,26 +31,31 @@ def make_plan(
     world: int = 1,
     shuffle: bool = True,
     seed: int = 0,
+    dense_bytes: int = 0,
 ) -> ReadPlan:
     """The plan for some rows of a store within the budget of ``config``.
 
     A run that may resume keeps ``plan.config``: with other ranks the budget may suggest another
-    window, and positions mean nothing in a plan with other windows.
+    window, and positions mean nothing in a plan with other windows. ``dense_bytes`` of a cell are
+    read besides its counts of genes (``Schema.dense_bytes_per_cell``).
 
     Raises
     ------
     BudgetExceeded
         If not even one minibatch fits.
     """
+    bytes_per_cell = store.bytes_per_cell + dense_bytes
     window = fit_window(
-        store.bytes_per_cell,
+        bytes_per_cell,
         config.budget_bytes,
         batch_size,
         world,
         config.window_cells,
-        scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads),
+        scratch_bytes_for(store.chunk_rows, bytes_per_cell, config.n_threads),
     )
-    block_rows = config.block_rows or block_rows_for(store.chunk_rows, window, rows.stratum)
+    block_rows = config.block_rows or block_rows_for(
+        store.chunk_rows, window, rows.stratum, batch_size
+    )
     return ReadPlan(
         rows,
         PlanConfig(
@@ -62,10 +68,16 @@ def make_plan(
     )
 
 
-def planned_bytes(plan: ReadPlan, store: Store, config: LoaderConfig, world: int) -> int:
-    """Most bytes that one rank's reader of a plan holds at once, what decoding takes included."""
-    scratch = scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, config.n_threads)
-    return plan.memory_bytes(store.bytes_per_cell, world, scratch)
+def planned_bytes(
+    plan: EpochPlan, store: Store, config: LoaderConfig, world: int, dense_bytes: int = 0
+) -> int:
+    """Most bytes that one rank's reader of a plan holds at once, what decoding takes included.
+
+    For ``dense_bytes`` see :func:`make_plan`.
+    """
+    bytes_per_cell = store.bytes_per_cell + dense_bytes
+    scratch = scratch_bytes_for(store.chunk_rows, bytes_per_cell, config.n_threads)
+    return plan.memory_bytes(bytes_per_cell, world, scratch)
 
 
 class PlanLoader(ABC):
@@ -85,7 +97,7 @@ class PlanLoader(ABC):
 
     def __init__(
         self,
-        plan: ReadPlan,
+        plan: EpochPlan,
         source: CellSource | OpenSource,
         config: LoaderConfig,
         rank: int = 0,
@@ -146,7 +158,8 @@ class PlanLoader(ABC):
                 self._cursor = (epoch + 1, 0) if at_end else (epoch, after)
                 yield batch
                 asked = perf_counter()
-        if self._guard is not None and position == 0:
+        sees_all = not isinstance(getattr(self.plan, "rows", None), RowsByEpoch)
+        if self._guard is not None and position == 0 and sees_all:
             # Every cell of this rank's epoch was looked at; later epochs hold no news.
             self._guard.finish()
             self._guard = None

@@ -39,7 +39,7 @@ def read_batches(
     Background threads read one task ahead, inside the budget.
     """
     coded_obs = source.coded_obs
-    bytes_per_cell = source.store.bytes_per_cell
+    bytes_per_cell = source.bytes_per_cell
     ahead = ReadAhead(
         tasks,
         lambda task, part, n: read_part(task, part, n, source, guard is not None),
@@ -56,7 +56,7 @@ def read_batches(
         for task, parts in read:
             if guard is not None:
                 guard.add(part.report for part in parts)
-            rows = TaskRows([part.counts for part in parts])
+            rows = TaskRows.of(parts)
             parts.clear()
             yield from cut_batches(task, rows, coded_obs)
             # The next task is waited for with this one's rows given back.

@@ -92,14 +92,14 @@ class OrderedLoader:
 
     def batches(self, rows: np.ndarray) -> Iterator[CellBatch]:
         """Minibatches of other rows of the same source."""
-        store = self.source.store
+        store, bytes_per_cell = self.source.store, self.source.bytes_per_cell
         window = fit_window(
-            store.bytes_per_cell,
+            bytes_per_cell,
             self.config.budget_bytes,
             self.batch_size,
             1,
             self.config.window_cells,
-            scratch_bytes_for(store.chunk_rows, store.bytes_per_cell, self.config.n_threads),
+            scratch_bytes_for(store.chunk_rows, bytes_per_cell, self.config.n_threads),
         )
         guard = CountGuard(self.source) if self._check else None
         tasks = tasks_in_order(rows, self.batch_size, window)

@@ -25,8 +25,8 @@ from scvi_dist.batch import CellBatch, CsrRows
 from scvi_dist.data.counts import CountReport
 from scvi_dist.dataloaders.budget import TASK_SLACK
 from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
+from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
-from scvi_dist.dataloaders.read_plan import ReadPlan
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
 from scvi_dist.dataloaders.source import CellSource, OpenSource
 from scvi_dist.dataloaders.threads import one_ahead
@@ -94,10 +94,10 @@ def _reader_of(segment: Segment, window: int, first: int) -> Callable[[], Iterat
     return read
 
 
-_ON_WORKER: dict[str, tuple[ReadPlan, OpenSource]] = {}
+_ON_WORKER: dict[str, tuple[EpochPlan, OpenSource]] = {}
 
 
-def _shared_on_worker(shared: Any) -> tuple[ReadPlan, OpenSource]:
+def _shared_on_worker(shared: Any) -> tuple[EpochPlan, OpenSource]:
     """The plan and the open source of this worker process; the last ones are kept."""
     key = shared.hex()
     if key not in _ON_WORKER:
@@ -111,25 +111,27 @@ def window_table(task: ReadTask, source: OpenSource, check: bool) -> pa.Table:
     """A task's counts as an Arrow table with a row for each minibatch.
 
     Columns: ``step``; ``lengths``, ``indices`` and ``data`` of the minibatch's cells as CSR;
-    ``report`` (in the first row), what is wrong with the counts.
+    ``proteins``, their counts of proteins, where there are some; ``report`` (in the first row),
+    what is wrong with the counts.
     """
     n_parts = n_parts_of(task, 1)
     parts = [read_part(task, part, n_parts, source, check) for part in range(n_parts)]
     report = sum((part.report for part in parts if part.report is not None), CountReport())
-    rows = TaskRows([part.counts for part in parts])
-    counts = rows.gather(np.concatenate([cut.pick for cut in task.cuts]))
+    rows, picks = TaskRows.of(parts), np.concatenate([cut.pick for cut in task.cuts])
+    counts, proteins_np = rows.gather(picks), rows.gather_proteins(picks)
     cells = np.cumsum([0] + [len(cut.pick) for cut in task.cuts])
     entries = counts.indptr[cells]
     reports = [pickle.dumps(report) if check else None] + [None] * (len(task.cuts) - 1)
-    return pa.table(
-        {
-            "step": pa.array([cut.step for cut in task.cuts], pa.int64()),
-            "lengths": _lists(cells, np.diff(counts.indptr).astype(np.int32)),
-            "indices": _lists(entries, counts.indices),
-            "data": _lists(entries, counts.data),
-            "report": pa.array(reports, pa.large_binary()),
-        }
-    )
+    columns = {
+        "step": pa.array([cut.step for cut in task.cuts], pa.int64()),
+        "lengths": _lists(cells, np.diff(counts.indptr).astype(np.int32)),
+        "indices": _lists(entries, counts.indices),
+        "data": _lists(entries, counts.data),
+        "report": pa.array(reports, pa.large_binary()),
+    }
+    if proteins_np is not None:
+        columns["proteins"] = _lists(cells * proteins_np.shape[1], proteins_np.ravel())
+    return pa.table(columns)
 
 
 def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.LargeListArray:
@@ -146,6 +148,7 @@ class MinibatchRow:
     indices: np.ndarray
     data: np.ndarray
     report: CountReport | None
+    proteins: np.ndarray | None = None
 
     def counts(self, n_genes: int) -> CsrRows:
         """The row's cells in arrays of their own.
@@ -157,11 +160,18 @@ class MinibatchRow:
         np.cumsum(self.lengths, out=indptr[1:])
         return CsrRows(indptr, self.indices.copy(), self.data.copy(), n_genes)
 
+    def protein_counts(self) -> np.ndarray | None:
+        """float32 ``[n, p]`` of the row's cells in an array of its own."""
+        if self.proteins is None:
+            return None
+        return self.proteins.reshape(len(self.lengths), -1).copy()
+
 
 def minibatch_rows(table: pa.Table) -> Iterator[MinibatchRow]:
     """The rows of a table without copying; it may be cut or joined in any way between rows."""
     for chunk in table.to_batches():
-        lists = {name: chunk.column(name) for name in ("lengths", "indices", "data")}
+        names = [n for n in ("lengths", "indices", "data", "proteins") if n in table.column_names]
+        lists = {name: chunk.column(name) for name in names}
         # Not `.values[k]` or scalars: they copy. Offsets and flat values are views.
         offsets = {name: column.offsets.to_numpy() for name, column in lists.items()}
         values = {
@@ -216,7 +226,7 @@ class RayLoader(PlanLoader):
 
     def __init__(
         self,
-        plan: ReadPlan,
+        plan: EpochPlan,
         source: CellSource | OpenSource,
         config: LoaderConfig,
         rank: int = 0,
@@ -241,10 +251,10 @@ class RayLoader(PlanLoader):
                     )
                 if self._guard is not None:
                     self._guard.add([row.report])
-                counts = row.counts(n_genes)
+                counts, proteins = row.counts(n_genes), row.protein_counts()
                 # A row keeps its whole block in the object store.
                 del row
-                yield batch_of(task, cut, counts, coded_obs)
+                yield batch_of(task, cut, counts, coded_obs, proteins)
 
     def _cuts(self, epoch: int, position: int) -> Iterator[tuple[ReadTask, BatchCut]]:
         for task in self.plan.tasks(epoch, self.rank, self.world, position):
@@ -278,7 +288,7 @@ class RayLoader(PlanLoader):
 
     def _dataset(self, epoch: int, windows: tuple[tuple[int, int], ...]) -> ray.data.Dataset:
         cells = self.plan.cells_per_task(self.world)
-        size = int(cells * self.source.store.bytes_per_cell)
+        size = int(cells * self.source.bytes_per_cell)
         segment = Segment(
             self._shared, epoch, self.rank, self.world, windows, self._guard is not None, size
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from scvi_dist.dataloaders.budget import resident_bytes
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask, ranges_of
-from scvi_dist.dataloaders.rows import RowSet
+from scvi_dist.dataloaders.rows import RowsByEpoch, RowSet, rows_of_epoch
 from scvi_dist.dataloaders.shuffle import Order, SequentialOrder, ShuffledOrder
 from scvi_dist.errors import PlanError
 
@@ -69,7 +69,7 @@ class ReadPlan:
         self._n_steps = -(-rows.n // config.batch_size)
         # Windows of equal length rather than full ones and a rest: a rest might mix few blocks.
         self._n_windows = -(-self._n_steps // max(1, config.window_cells // config.batch_size))
-        self._last_first = self._first_step(self._n_windows - 1) if rows.n else 0
+        self._last_first = self.first_step_of(self._n_windows - 1) if rows.n else 0
         self._last_cells = rows.n - self._last_first * config.batch_size
         self._lock = Lock()
         self._order: tuple[int, Order] | None = None
@@ -149,6 +149,10 @@ class ReadPlan:
             )
         return step
 
+    def first_step_of(self, window: int) -> int:
+        """The first global minibatch of a window; ``window`` may be ``n_windows``."""
+        return window * self._n_steps // self._n_windows
+
     def tasks(self, epoch: int, rank: int, world: int, position: int = 0) -> Iterator[ReadTask]:
         """A rank's tasks of an epoch from a position (in global cells) on, in order."""
         for window, first in self.windows(position):
@@ -159,7 +163,7 @@ class ReadPlan:
         step = self.step_of(position)
         if step < self._n_steps:
             window = ((step + 1) * self._n_windows - 1) // self._n_steps
-            yield window, step - self._first_step(window)
+            yield window, step - self.first_step_of(window)
             yield from ((later, 0) for later in range(window + 1, self._n_windows))
 
     def task(self, epoch: int, rank: int, world: int, window: int, first: int = 0) -> ReadTask:
@@ -178,7 +182,7 @@ class ReadPlan:
             place = item * n_steps + np.repeat(column, counts)
         else:
             place = item + np.repeat(column * size + np.minimum(column, extra), counts)
-        origin = self._first_step(window) * self.config.batch_size
+        origin = self.first_step_of(window) * self.config.batch_size
         base = int(place.min())
         found = self._order_of(epoch).slice(origin + base, origin + int(place.max()) + 1)
         rows, pick = np.unique(found[place - base], return_inverse=True)
@@ -186,7 +190,7 @@ class ReadPlan:
         offset = column * size + np.minimum(column, extra)
         cuts = tuple(
             BatchCut(
-                step=self._first_step(window) + int(column[k]),
+                step=self.first_step_of(window) + int(column[k]),
                 position=origin + int(offset[k]),
                 start=int(low[k]),
                 n_global=int(sizes[k]),
@@ -231,12 +235,9 @@ class ReadPlan:
         """Minibatches and cells of a window."""
         if not 0 <= window < self._n_windows:
             raise PlanError(f"window {window} does not exist: an epoch has {self._n_windows}.")
-        n_steps = self._first_step(window + 1) - self._first_step(window)
+        n_steps = self.first_step_of(window + 1) - self.first_step_of(window)
         is_last = window == self._n_windows - 1
         return n_steps, self._last_cells if is_last else n_steps * self.config.batch_size
-
-    def _first_step(self, window: int) -> int:
-        return window * self._n_steps // self._n_windows
 
     def _last_step_before(self, position: int) -> int:
         full = self._last_first * self.config.batch_size
@@ -251,7 +252,7 @@ class ReadPlan:
 
     def _order_of(self, epoch: int) -> Order:
         """The epoch's order; the last one is kept."""
-        key = epoch if self.config.shuffle else 0
+        key = epoch if self.config.shuffle or isinstance(self.rows, RowsByEpoch) else 0
         with self._lock:
             if self._order is None or self._order[0] != key:
                 # The old one goes first: at a billion cells two would be felt.
@@ -260,9 +261,10 @@ class ReadPlan:
             return self._order[1]
 
     def _new_order(self, epoch: int) -> Order:
+        rows = rows_of_epoch(self.rows, epoch)
         if not self.config.shuffle:
-            return SequentialOrder(self.rows)
-        return ShuffledOrder(self.rows, self.config.block_rows, self.config.seed, epoch)
+            return SequentialOrder(rows)
+        return ShuffledOrder(rows, self.config.block_rows, self.config.seed, epoch)
 
 
 def _check_world(rank: int, world: int) -> None:

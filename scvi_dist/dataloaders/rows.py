@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from scvi_dist.data.hashing import splitmix64
 from scvi_dist.errors import PlanError
 
-STRATUM = 64
+STRATUM = 16
 """Consecutive rows among which a hashed split is drawn; counts are closed form between strata."""
 
 MAX_STORE_ROWS = 1 << 39
@@ -49,6 +50,19 @@ class RowSet(Protocol):
 
     def describe(self) -> str:
         """The set in a few words."""
+
+
+@runtime_checkable
+class RowsByEpoch(Protocol):
+    """Rows of which every epoch takes others, or some more than once, but always as many."""
+
+    def of_epoch(self, epoch: int) -> RowSet:
+        """The rows of an epoch; a row may occur more than once."""
+
+
+def rows_of_epoch(rows: RowSet, epoch: int) -> RowSet:
+    """What an epoch takes of a set: all of it, unless the set says otherwise."""
+    return rows.of_epoch(epoch) if isinstance(rows, RowsByEpoch) else rows
 
 
 def members(rows: RowSet, start: int, stop: int) -> np.ndarray:
@@ -146,7 +160,7 @@ class ArrayRows:
 class HashedRows:
     """One part of a random split that needs no memory, however many rows there are.
 
-    In every stratum of 64 rows a keyed hash ranks the rows; the first few are validation, the
+    In every stratum of 16 rows a keyed hash ranks the rows; the first few are validation, the
     next are training, the rest are test. How many of each follows from running totals rounded
     down, so the sizes of the parts are exact over the whole store and even along it.
     """
@@ -253,17 +267,6 @@ def floor_share(x: np.ndarray, part: int, whole: int) -> np.ndarray:
         return x * part // whole
     high, rest = np.divmod((x >> 16) * part, whole)
     return (high << 16) + ((rest << 16) + (x & 0xFFFF) * part) // whole
-
-
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """uint64 hash of uint64 numbers; different numbers have different hashes.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    z = x + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def _digest(*facts: object) -> str:

@@ -7,12 +7,14 @@ from threading import Lock
 import numpy as np
 
 from scvi_dist.data.coded_obs import CodedObs
+from scvi_dist.data.minified import MinifiedReader
 from scvi_dist.data.schema import Schema
+from scvi_dist.data.schema_pass import protein_reader
 from scvi_dist.data.store import Store, StoreLocator
 from scvi_dist.errors import SchemaMismatch
 
 _KEPT_OPEN = 8
-_OPEN: "OrderedDict[tuple[str, str, bool], OpenSource]" = OrderedDict()
+_OPEN: "OrderedDict[tuple[StoreLocator, str, bool], OpenSource]" = OrderedDict()
 _LOCK = Lock()
 
 
@@ -30,7 +32,7 @@ class CellSource:
         if is_in_memory(self.locator):
             # Keeping it would keep the user's AnnData alive.
             return self._open()
-        key = repr(self.locator), self.schema.digest(), self.check_counts
+        key = self.locator, self.schema.digest(), self.check_counts
         with _LOCK:
             if key not in _OPEN:
                 _OPEN[key] = self._open()
@@ -61,7 +63,7 @@ class OpenSource:
     Raises
     ------
     SchemaMismatch
-        A gene of the schema is not in the store.
+        A gene or a protein of the schema is not in the store.
     """
 
     def __init__(
@@ -76,6 +78,12 @@ class OpenSource:
         self.check_counts = check_counts
         self.genes = _genes_of(store, schema)
         """int64: columns of the store to read; ``None`` for all, in the store's order."""
+        self.proteins = (
+            protein_reader(store, schema.setup, schema.protein_names) if schema.n_proteins else None
+        )
+        """Reads the counts of proteins; ``None`` where the schema has none."""
+        self.minified = None if schema.minified is None else MinifiedReader(store, schema.minified)
+        """Reads posteriors in place of counts; ``None`` for data that was not minified."""
         self._coded_obs = coded_obs
         self._lock = Lock()
 
@@ -93,6 +101,15 @@ class OpenSource:
             return self._coded_obs
 
     @property
+    def bytes_per_cell(self) -> float:
+        """Mean size of what is read of a cell: its counts of genes and of proteins."""
+        return self.store.bytes_per_cell + self.schema.dense_bytes_per_cell
+
+    def unchecked(self) -> "OpenSource":
+        """The same cells, of which nobody looks at every value."""
+        return OpenSource(self.store, self.schema, check_counts=False, coded_obs=self.coded_obs)
+
+    @property
     def cell_source(self) -> CellSource:
         """What another process can open."""
         return CellSource(self.store.locator, self.schema, self.check_counts)
@@ -105,7 +122,8 @@ def opened(source: CellSource | OpenSource) -> OpenSource:
 
 def is_in_memory(locator: StoreLocator) -> bool:
     """Whether a store, or a part of it, exists in this process only."""
-    return locator.kind == "memory" or any(is_in_memory(part) for part in locator.parts)
+    here = locator.kind in ("memory", "obs_column")
+    return here or any(is_in_memory(part) for part in locator.parts)
 
 
 def _genes_of(store: Store, schema: Schema) -> np.ndarray | None:

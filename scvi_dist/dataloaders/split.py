@@ -85,7 +85,7 @@ def split_rows(n: int, config: SplitConfig, batch_size: int | None) -> Split:
         bounds = ((n_validation, end), (0, n_validation), (end, n))
         train, validation, test = (RangeRows(start, stop, n) for start, stop in bounds)
         return Split(train, validation, test, n_moved)
-    if config.method == "hash" or (config.method == "auto" and n > config.permutation_limit):
+    if uses_hash(n, config):
         sizes = {"n_validation": n_validation, "n_train": n_train}
         return Split(
             HashedRows(n, config.seed, "train", **sizes),
@@ -97,6 +97,40 @@ def split_rows(n: int, config: SplitConfig, batch_size: int | None) -> Split:
     order = np.random.RandomState(config.seed).permutation(n)
     end = n_validation + n_train
     return _from_arrays(order[n_validation:end], order[:n_validation], order[end:], n, n_moved)
+
+
+def uses_hash(n: int, config: SplitConfig) -> bool:
+    """Whether ``n`` cells are split by a keyed hash, without a list of them."""
+    is_large = config.method == "auto" and n > config.permutation_limit
+    return config.shuffle_set_split and (config.method == "hash" or is_large)
+
+
+def split_by_label(is_labelled: np.ndarray, config: SplitConfig, batch_size: int | None) -> Split:
+    """The split of cells of which some have a label: both kinds are split alike.
+
+    Parameters
+    ----------
+    is_labelled
+        Whether each cell of the store has a label.
+    config, batch_size
+        As for :func:`split_rows`; a list of all cells is made in any case.
+    """
+    parts: list[list[np.ndarray]] = [[], [], []]
+    n_moved = 0
+    for group in (np.flatnonzero(is_labelled), np.flatnonzero(~is_labelled)):
+        if not len(group):
+            continue
+        n_train, n_validation, moved = split_sizes(len(group), config, batch_size)
+        n_moved += moved
+        if config.shuffle_set_split:
+            group = group[np.random.RandomState(config.seed).permutation(len(group))]
+        end = n_validation + n_train
+        for part, rows in zip(
+            parts, (group[n_validation:end], group[:n_validation], group[end:]), strict=True
+        ):
+            part.append(rows)
+    joined = [np.concatenate(part) for part in parts]
+    return _from_arrays(joined[0], joined[1], joined[2], len(is_labelled), n_moved)
 
 
 def split_sizes(n: int, config: SplitConfig, batch_size: int | None) -> tuple[int, int, int]:

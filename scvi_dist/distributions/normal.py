@@ -16,7 +16,7 @@ class Normal(TorchNormal):
     scale
         Standard deviations, positive.
     validate_args
-        As for torch's law.
+        Whether to check parameters and values; each check waits for the device.
     normal_mu
         Mean as a proportion of the cell; carried along for :meth:`get_normalized`.
     """
@@ -25,7 +25,7 @@ class Normal(TorchNormal):
         self,
         mu: Tensor,
         scale: Tensor,
-        validate_args: bool | None = None,
+        validate_args: bool = False,
         normal_mu: Tensor | None = None,
     ) -> None:
         super().__init__(loc=mu, scale=scale, validate_args=validate_args)

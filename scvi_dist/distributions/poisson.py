@@ -15,13 +15,13 @@ class Poisson(TorchPoisson):
     rate
         Means, at least 0.
     validate_args
-        As for torch's law.
+        Whether to check parameters and values; each check waits for the device.
     scale
         Mean as a proportion of the cell; carried along for :meth:`get_normalized`.
     """
 
     def __init__(
-        self, rate: Tensor, validate_args: bool | None = None, scale: Tensor | None = None
+        self, rate: Tensor, validate_args: bool = False, scale: Tensor | None = None
     ) -> None:
         super().__init__(rate=rate, validate_args=validate_args)
         self.scale = scale

@@ -10,7 +10,7 @@ from torch.distributions import Distribution, constraints
 from scvi_dist.errors import ConfigError, did_you_mean
 
 
-class _Optional(constraints.Constraint):
+class Optional(constraints.Constraint):
     """The constraint of a parameter that may be left out."""
 
     def __init__(self, constraint: constraints.Constraint) -> None:
@@ -26,7 +26,7 @@ class _Optional(constraints.Constraint):
 
 
 NONNEGATIVE = constraints.greater_than_eq(0)
-OPTIONAL_NONNEGATIVE = _Optional(NONNEGATIVE)
+OPTIONAL_NONNEGATIVE = Optional(NONNEGATIVE)
 ONE_DRAW = torch.Size()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from scvi_dist.distributions.negative_binomial import NegativeBinomial, log_nb_positive
-from scvi_dist.distributions.support import ONE_DRAW, OPTIONAL_NONNEGATIVE
+from scvi_dist.distributions.support import ONE_DRAW
 from scvi_dist.errors import ConfigError
 
 
@@ -54,10 +54,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "mu": OPTIONAL_NONNEGATIVE,
-        "theta": OPTIONAL_NONNEGATIVE,
+        **NegativeBinomial.arg_constraints,
         "zi_logits": constraints.real,
-        "scale": OPTIONAL_NONNEGATIVE,
     }
 
     def __init__(

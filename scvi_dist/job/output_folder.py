@@ -15,7 +15,7 @@ VERSION = 1
 
 LOCK = "job.lock"
 
-STAGES = ("model", "evaluation", "registration", "latent", "figures")
+STAGES = ("model", "evaluation", "registration", "latent", "predictions", "figures")
 """What a run makes, in order."""
 
 OWN_ENTRIES = (
@@ -27,6 +27,7 @@ OWN_ENTRIES = (
     "ray",
     "tracking",
     "latent.zarr",
+    "predictions.zarr",
     "figures",
     "data",
 )
@@ -143,11 +144,7 @@ class OutputFolder:
 
 def wanted_stages(config: RunConfig) -> list[str]:
     """The stages that a run goes through."""
-    optional = {
-        "registration": config.tracking.enabled,
-        "latent": config.output.latent,
-        "figures": config.output.figures,
-    }
+    optional = {"registration": config.tracking.enabled, **config.makes}
     return [stage for stage in STAGES if optional.get(stage, True)]
 
 

@@ -4,21 +4,20 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scvi_dist.config import RunConfig, open_run_store
 from scvi_dist.data import Store
-from scvi_dist.data.coded_obs import CodedObs
-from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.schema import Schema, fit_schema
-from scvi_dist.dataloaders.budget import TRAIN_SHARE
+from scvi_dist.dataloaders.budget import INDEX_BYTES_PER_CELL, TRAIN_SHARE, cells_budget
 from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
 from scvi_dist.dataloaders.loader import make_plan, planned_bytes
+from scvi_dist.dataloaders.sampling import sample_rows
 from scvi_dist.dataloaders.split import Split, split_rows
 from scvi_dist.errors import OutputExists
+from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import clash, read_state, run_facts, wanted_stages
 from scvi_dist.tracking import redact
 
@@ -39,8 +38,8 @@ class MemoryPlan:
     libraries: int
     reading: int
     """Cells that are read ahead, and the plan of an epoch."""
-    codes: int
-    """Codes of all cells' covariates."""
+    index: int
+    """What is kept of every cell: row pointer, codes of covariates, place in the split."""
     model: int
     """Weights, gradients and the optimizer's two moments."""
     step: int
@@ -49,7 +48,7 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """All of it."""
-        return self.libraries + self.reading + self.codes + self.model + self.step
+        return self.libraries + self.reading + self.index + self.model + self.step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +75,9 @@ class JobPlan:
     """Of each rank."""
     max_epochs: int | None
     max_steps: int | None
+    kl_warmup_fraction: float | None
+    """Part of all steps over which the KL divergence gains its weight; ``None``: as the plan has
+    it."""
     validate_every: int | None
     n_padding: int
     """Cells an epoch that carry no loss."""
@@ -146,6 +148,9 @@ class JobPlan:
         limit = f"{self.max_epochs:,} epochs" if self.max_epochs is not None else "no limit"
         if self.max_steps is not None:
             limit += f", {self.max_steps:,} steps"
+        if self.kl_warmup_fraction is not None and total is not None:
+            steps = f"{ceil(self.kl_warmup_fraction * total):,} steps"
+            yield "KL warm-up", f"{steps} ({self.kl_warmup_fraction:.0%} of all)"
         yield "limit", limit + (f" = {total:,} steps" if total is not None else "")
         padding = (
             f"{self.n_padding:,} cells an epoch, without loss" if self.n_padding else "nothing"
@@ -165,7 +170,7 @@ class JobPlan:
     def _memory(self) -> Iterator[tuple[str, str]]:
         memory = self.memory
         yield "cells read ahead", in_bytes(memory.reading)
-        yield "covariate codes", in_bytes(memory.codes)
+        yield "index of all cells", in_bytes(memory.index)
         yield "model, optimizer", in_bytes(memory.model)
         yield "a training step", in_bytes(memory.step)
         yield "Python, libraries", in_bytes(memory.libraries)
@@ -194,14 +199,22 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
     """The plan of a run on an open store."""
     fit, loader, world = config.train.fit, config.train.loader, config.train.world
     split = split_rows(store.n_obs, config.data.split, fit.batch_size)
-    share = replace(loader, budget_bytes=max(1, int(loader.budget_bytes * TRAIN_SHARE)))
+    budget = cells_budget(loader.budget_bytes, store.n_obs)
+    share = replace(loader, budget_bytes=max(1, int(budget * TRAIN_SHARE)))
+    train_rows = sample_rows(split.train, store, config.train.sampling, fit.seed)
     reading = make_plan(
-        split.train, store, share, batch_size=fit.batch_size, world=world, seed=fit.seed
+        train_rows,
+        store,
+        share,
+        batch_size=fit.batch_size,
+        world=world,
+        seed=fit.seed,
+        dense_bytes=schema.dense_bytes_per_cell,
     )
     engine = plan_engine(config, store)
-    n_parameters = count_parameters(config, store, schema)
+    n_parameters = count_parameters(config, schema)
     validates = _validates_every(config, split)
-    n_read = split.train.n + (split.validation.n if validates else 0)
+    n_read = train_rows.n + (split.validation.n if validates else 0)
     per_rank = -(-fit.batch_size // world)
     return JobPlan(
         store=store.locator.redacted_url,
@@ -224,17 +237,18 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
         steps_per_epoch=reading.n_steps,
         max_epochs=fit.epochs_for(store.n_obs),
         max_steps=fit.max_steps,
+        kl_warmup_fraction=config.train.kl_warmup_fraction,
         validate_every=validates,
         n_padding=reading.n_padding(world),
         n_windows=reading.n_windows,
         block_rows=reading.config.block_rows,
         engine=engine.engine,
         engine_reason=engine.reason,
-        read_bytes_per_epoch=int(n_read * store.bytes_per_cell),
+        read_bytes_per_epoch=int(n_read * (store.bytes_per_cell + schema.dense_bytes_per_cell)),
         memory=MemoryPlan(
             libraries=LIBRARIES_BYTES,
-            reading=planned_bytes(reading, store, share, world),
-            codes=CodedObs.estimate_nbytes(schema, store.n_obs),
+            reading=planned_bytes(reading, store, share, world, schema.dense_bytes_per_cell),
+            index=INDEX_BYTES_PER_CELL * store.n_obs,
             model=4 * FLOAT * n_parameters,
             step=ACTIVATIONS * FLOAT * per_rank * store.n_vars,
         ),
@@ -260,14 +274,6 @@ def plan_engine(config: RunConfig, store: Store) -> EngineChoice:
     if under_ray and config.train.ray.address is not None and config.train.loader.engine == "auto":
         return EngineChoice("auto", "decided by the cluster's CPUs once it is reached.")
     return choice
-
-
-def count_parameters(config: RunConfig, store: Store, schema: Schema) -> int:
-    """Parameters of the model, without allocating any."""
-    manager = AnnDataManager(store, schema, config.model.name)
-    with torch.device("meta"):
-        model = config.model.model_class(manager, **config.model.arguments)
-    return sum(p.numel() for p in model.module.parameters())
 
 
 def output_state(config: RunConfig, store_digest: str) -> str:
@@ -316,10 +322,8 @@ def _checkpoints(config: RunConfig) -> str:
 
 def _makes(config: RunConfig) -> tuple[str, ...]:
     made = ["model/"]
-    if config.output.latent:
-        made.append("latent.zarr")
-    if config.output.figures:
-        made.append("figures/")
+    files = {"latent": "latent.zarr", "predictions": "predictions.zarr", "figures": "figures/"}
+    made += [files[name] for name, wanted in config.makes.items() if wanted]
     return (*made, "summary.json", "run.yaml")
 
 

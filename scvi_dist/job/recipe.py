@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scvi_dist.config import RunConfig, open_run_store, run_tree
 from scvi_dist.console import Display, training_words
 from scvi_dist.data import AnnDataManager
 from scvi_dist.data.schema import fit_schema
-from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.job import results
+from scvi_dist.job.models import fit_settings, new_model
 from scvi_dist.job.output_folder import OutputFolder
 from scvi_dist.job.plan import JobPlan, facts_of, in_bytes, plan_run
 from scvi_dist.model.device import resolve_device
-from scvi_dist.model.training import FitSettings
 from scvi_dist.tracking import ModelFacts, NullTracker, Tracker
 
 MODEL = "model"
@@ -46,6 +43,7 @@ class JobResult:
     registered: str = ""
     """``models:/<name>/<version>``."""
     latent: str = ""
+    predictions: str = ""
     figures: list[str] = field(default_factory=list)
     where_to_look: str = ""
     """Address of the MLflow run, or the command that shows it."""
@@ -63,12 +61,6 @@ class _Job:
     display: Display
     result: JobResult
     tracker: Tracker = field(default_factory=NullTracker)
-
-    @property
-    def source(self) -> OpenSource:
-        """The cells, for questions to the trained model: the training pass has checked them."""
-        manager = self.manager
-        return OpenSource(manager.store, manager.schema, False, manager.coded_obs())
 
 
 class _Interrupted(Exception):
@@ -112,6 +104,7 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
                     _evaluate(job, model)
                     _register(job, model)
                     _write_latent(job, model)
+                    _write_predictions(job, model)
                     _draw(job, model)
             except _Interrupted:
                 result.interrupted = True
@@ -132,18 +125,8 @@ def _train(job: _Job) -> Any:
         with display.step("Model") as step:
             step.say(str(path))
             return model_class.load(path, job.manager.store)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.fit.seed)
-        model = model_class(job.manager, **config.model.arguments)
-    settings = FitSettings(
-        train=config.train.fit,
-        plan=config.train.plan,
-        split=config.data.split,
-        loader=config.train.loader,
-        ray=config.train.ray_config if config.train.workers else None,
-        run_dir=str(folder.path),
-        resume=folder.checkpoints_exist,
-    )
+    model = new_model(config, job.manager)
+    settings = fit_settings(config, job.plan.total_steps, folder.path, folder.checkpoints_exist)
     with display.progress("Training") as (update, step):
         update(0.0, "starting the workers" if settings.ray else "starting")
         fitted = model.fit(
@@ -185,7 +168,7 @@ def _evaluate(job: _Job, model: Any) -> None:
     seed = job.config.train.fit.seed
     with job.display.step("Evaluation") as step:
         rows = results.some_of(rows, job.config.output.evaluate_cells, seed)
-        found = results.evaluate(model, job.source, rows, seed)
+        found = results.evaluate(model, model.source, rows, seed)
         step.say(f"ELBO {found['elbo']:,.2f} nats per cell, on {len(rows):,} {name} cells")
     job.result.metrics = {f"evaluation/{key}": value for key, value in found.items()}
     # They go to MLflow with the model that they are of.
@@ -203,7 +186,7 @@ def _register(job: _Job, model: Any) -> None:
     facts = ModelFacts(
         model_class=job.config.model.name,
         n_genes=schema.n_vars,
-        n_latent=model.module.n_latent,
+        n_outputs=_n_outputs(model),
         var_names_digest=_names_digest(schema.var_names),
         schema_digest=schema.digest(),
     )
@@ -230,19 +213,33 @@ def _register(job: _Job, model: Any) -> None:
 def _write_latent(job: _Job, model: Any) -> None:
     """The latent space of all cells, as a store beside the model."""
     path = job.folder.path / "latent.zarr"
-    if not job.config.output.latent:
+    if not job.config.makes["latent"]:
         return
     job.result.latent = str(path)
     if job.folder.remembered("latent") is not None:
         return
     with job.display.progress("Latent space") as (update, step):
-        results.write_latent(model, job.source, path, lambda part: update(part, ""))
+        results.write_latent(model, model.source, path, lambda part: update(part, ""))
         step.say(f"{job.plan.n_cells:,} x {model.module.n_latent}, {path.name}")
     job.folder.done("latent")
 
 
+def _write_predictions(job: _Job, model: Any) -> None:
+    """Probabilities of labels or types of all cells, as a store beside the model."""
+    path = job.folder.path / "predictions.zarr"
+    if not job.config.makes["predictions"]:
+        return
+    job.result.predictions = str(path)
+    if job.folder.remembered("predictions") is not None:
+        return
+    with job.display.step("Predictions") as step:
+        results.write_predictions(model, path)
+        step.say(f"{job.plan.n_cells:,} cells, {path.name}")
+    job.folder.done("predictions")
+
+
 def _draw(job: _Job, model: Any) -> None:
-    """Loss curves and a map of the latent space."""
+    """Loss curves and, where there is one, a map of the latent space."""
     if not job.config.output.figures:
         return
     known = job.folder.remembered("figures")
@@ -254,10 +251,9 @@ def _draw(job: _Job, model: Any) -> None:
     folder = job.folder.path / "figures"
     title = f"{job.config.model.name} on {_store_name(job.config)}"
     with job.display.step("Figures") as step:
-        paths = [
-            results.draw_loss(model.history, folder / "loss.png", title),
-            results.draw_map(model, job.source, job.config, folder / "latent.png"),
-        ]
+        paths = [results.draw_loss(model.history, folder / "loss.png", title)]
+        if job.config.model.kind.has_latent:
+            paths.append(results.draw_map(model, model.source, job.config, folder / "latent.png"))
         drawn = [str(path) for path in paths if path is not None]
         step.say(", ".join(Path(path).name for path in drawn))
     for path in drawn:
@@ -312,6 +308,8 @@ def _summarise(job: _Job) -> None:
         rows[MEASURES.get(name, name)] = f"{value:,.2f} nats per cell"
     if result.latent:
         rows["latent space"] = result.latent
+    if result.predictions:
+        rows["predictions"] = result.predictions
     if result.figures:
         rows["figures"] = "\n".join(result.figures)
     job.folder.write_summary({**vars(result), "plan": facts_of(job.plan)})
@@ -321,6 +319,12 @@ def _summarise(job: _Job) -> None:
 
 def _steps(job: _Job) -> int:
     return int((job.folder.remembered("model") or {}).get("steps", 0))
+
+
+def _n_outputs(model: Any) -> int:
+    """Numbers that a model gives of a cell: dimensions of its latent space, or types."""
+    module = model.module
+    return int(module.n_latent if hasattr(module, "n_latent") else module.n_labels)
 
 
 def _in_short(plan: JobPlan) -> str:

@@ -47,6 +47,11 @@ def write_latent(model: Any, source: OpenSource, path: Path, told: Told) -> str:
     return str(latent_representation(model.module, cells, out=Output(url=path)))
 
 
+def write_predictions(model: Any, path: Path) -> str:
+    """Probabilities of labels or types of all cells, written to a Zarr store; its URL."""
+    return str(model.predict(out=path))
+
+
 def draw_loss(history: Mapping[str, pd.DataFrame] | None, path: Path, title: str) -> Path | None:
     """The loss curves; None where a history has none."""
     points = {

@@ -7,20 +7,19 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from scvi_dist.data.filesystem import normalise_url, redact_url
+from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.schema import Schema
-from scvi_dist.errors import NotTrained
+from scvi_dist.errors import ConfigError
 from scvi_dist.model.binding import DataBinding, Source
-from scvi_dist.model.data_access import DataAccess
+from scvi_dist.model.checkpoint_models import kept_models
 from scvi_dist.model.device import resolve_device
 from scvi_dist.model.file_format import SavedModel
-from scvi_dist.model.history import History, as_history, continued
+from scvi_dist.model.history import as_history, continued
 from scvi_dist.model.indices import TrainedCells
 from scvi_dist.model.progress import is_watched, progress_bar
 from scvi_dist.model.saving import (
@@ -30,18 +29,22 @@ from scvi_dist.model.saving import (
     save_directory,
     saved_cells,
 )
+from scvi_dist.model.train_arguments import lightning_callbacks, lightning_loggers, savers_of
+from scvi_dist.model.train_call import TrainCall
+from scvi_dist.model.trained_model import TrainedModel
 from scvi_dist.model.training import FitSettings, record_setup, run, tracked
 from scvi_dist.module.base import BaseModule
+from scvi_dist.train.configs import TrainingPlanConfig
 
 if TYPE_CHECKING:
-    from scvi_dist.tracking import Tracker, TrackingConfig
+    from scvi_dist.tracking import Tracker
     from scvi_dist.train.fit_job import FitResult
     from scvi_dist.train.progress import OnProgress
 
 PathLike = str | os.PathLike[str]
 
 
-class BaseModel(DataAccess, ABC):
+class BaseModel(TrainedModel, ABC):
     """A model of cells, as a user holds it.
 
     Parameters
@@ -63,82 +66,8 @@ class BaseModel(DataAccess, ABC):
         init_params: Mapping[str, Any],
         summary: str,
     ) -> None:
-        super().__init__(binding)
-        self.module = module.eval()
+        super().__init__(binding, module, summary)
         self.init_params_ = dict(init_params)
-        self.is_trained_ = False
-        self.history_: History | None = None
-        self.run_name_ = f"run_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
-        self.run_id_ = ""
-        self._cells = TrainedCells({})
-        self._summary = summary
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the model has been trained."""
-        return self.is_trained_
-
-    @is_trained.setter
-    def is_trained(self, value: bool) -> None:
-        self.is_trained_ = value
-
-    @property
-    def history(self) -> History | None:
-        """Metric -> table of one column, indexed by epoch; None before training."""
-        return self.history_
-
-    @property
-    def train_indices(self) -> np.ndarray | None:
-        """Rows of the training cells, which are listed when asked for."""
-        return self._cells.rows("train")
-
-    @property
-    def validation_indices(self) -> np.ndarray | None:
-        """Rows of the validation cells."""
-        return self._cells.rows("validation")
-
-    @property
-    def test_indices(self) -> np.ndarray | None:
-        """Rows of the cells that took no part in training."""
-        return self._cells.rows("test")
-
-    @property
-    def run_name(self) -> str:
-        """Name of the training run."""
-        return self.run_name_
-
-    @property
-    def run_id(self) -> str:
-        """Id of the training run in MLflow, if it was recorded."""
-        return self.run_id_
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.module.device
-
-    def to_device(self, device: int | str | torch.device) -> None:
-        """Move the weights to a device."""
-        self.module.to(torch.device(device))
-
-    @property
-    def summary_string(self) -> str:
-        """What the model is, and whether it is trained."""
-        return f"{self._summary}\nTraining status: {self._status}"
-
-    @property
-    def _status(self) -> str:
-        return "Trained" if self.is_trained_ else "Not Trained"
-
-    def __repr__(self) -> str:
-        return self.summary_string
-
-    def _check_if_trained(self) -> None:
-        if not self.is_trained_:
-            raise NotTrained(
-                f"this {type(self).__name__} model is not trained, so what it would say of cells "
-                "means nothing. Call train() first, or load() a trained one."
-            )
 
     # Training
 
@@ -154,6 +83,7 @@ class BaseModel(DataAccess, ABC):
         tracker: "Tracker | None" = None,
         on_progress: "OnProgress | None" = None,
         callbacks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
     ) -> "FitResult":
         """Train as the configs say; ``train()`` makes them from scvi-tools' arguments.
 
@@ -165,8 +95,8 @@ class BaseModel(DataAccess, ABC):
             Records the run; it is left open.
         on_progress
             Called every few steps and after each epoch.
-        callbacks
-            Lightning callbacks; only in this process.
+        callbacks, loggers
+            Lightning's; only in this process.
         """
         manager = self._binding.manager_for()
         result, split = run(
@@ -177,6 +107,7 @@ class BaseModel(DataAccess, ABC):
             tracker=tracker,
             on_progress=on_progress,
             callbacks=callbacks,
+            loggers=loggers,
         )
         self.module.load_state_dict(result.state_dict)
         self.module.eval()
@@ -189,25 +120,32 @@ class BaseModel(DataAccess, ABC):
             self.run_id_ = tracker.run_id
         return result
 
-    def _train(
-        self,
-        settings: FitSettings,
-        tracking: "Tracker | TrackingConfig | str | None",
-        on_progress: "OnProgress | None",
-        options: Mapping[str, Any],
-    ) -> None:
+    def _train(self, call: TrainCall, plan: TrainingPlanConfig) -> None:
         """:meth:`fit`, with what belongs to a call by hand: a record, and a progress bar."""
+        settings = self._settings_of(call, plan)
+        options, on_progress = call.trainer_options, call.options.get("on_progress")
 
         def describe(tracker: "Tracker") -> None:
             record_setup(tracker, self._binding.manager_for(), settings, self.init_params_)
 
         shows = options.get("enable_progress_bar", True) and on_progress is None and is_watched()
         with (
-            tracked(tracking, self.run_name, settings.run_dir, describe) as tracker,
+            tracked(call.tracking, self.run_name, settings.run_dir, describe) as tracker,
             progress_bar() if shows else nullcontext(on_progress) as report,
+            kept_models(self, savers_of(options), settings.run_dir),
         ):
-            callbacks = options.get("callbacks") or ()
-            self.fit(settings, tracker=tracker, on_progress=report, callbacks=callbacks)
+            self.fit(
+                settings,
+                tracker=tracker,
+                on_progress=report,
+                callbacks=lightning_callbacks(options),
+                loggers=lightning_loggers(options),
+            )
+        self.to_device(resolve_device(call.device_after))
+
+    def _settings_of(self, call: TrainCall, plan: TrainingPlanConfig) -> FitSettings:
+        """How to train, as a call of ``train()`` says."""
+        return call.settings(self._binding.manager_for().store.n_obs, plan, self.run_name)
 
     # Disk
 
@@ -217,6 +155,10 @@ class BaseModel(DataAccess, ABC):
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
+        save_kwargs: Mapping[str, Any] | None = None,
+        legacy_mudata_format: bool = False,
+        datamodule: Any = None,
+        **anndata_write_kwargs: Any,
     ) -> None:
         """Write the model to a directory, in scvi-tools' format.
 
@@ -230,18 +172,31 @@ class BaseModel(DataAccess, ABC):
             Replace files in an existing directory.
         save_anndata
             Write the cells beside the model.
+        save_kwargs, legacy_mudata_format, datamodule
+            Of scvi-tools, about how and what torch pickles: files have one format here.
+        **anndata_write_kwargs
+            For ``AnnData.write_h5ad``, such as ``compression``; with an AnnData in memory.
 
         Raises
         ------
         OutputExists
             The directory is there and ``overwrite`` is False.
         """
-        cells = self._binding.manager_for() if save_anndata else None
-        save_directory(dir_path, self._to_file(), prefix, overwrite, cells)
+        if save_kwargs or legacy_mudata_format or datamodule is not None:
+            raise ConfigError(
+                "save_kwargs, legacy_mudata_format and datamodule have no meaning here: model.pt "
+                "has the one format that scvi-tools 1.4 reads. Leave them out."
+            )
+        cells = self._cells_to_save() if save_anndata else None
+        save_directory(dir_path, self._to_file(), prefix, overwrite, cells, anndata_write_kwargs)
+
+    def _cells_to_save(self) -> AnnDataManager:
+        """The cells that are written beside the model."""
+        return self._binding.manager_for()
 
     def _to_file(self) -> SavedModel:
         attributes = {
-            "get_normalized_function_name_": "get_normalized_expression",
+            "get_normalized_function_name_": self.get_normalized_function_name_,
             "history_": self.history_,
             "init_params_": self.init_params_,
             "is_trained_": self.is_trained_,
@@ -262,6 +217,7 @@ class BaseModel(DataAccess, ABC):
         device: int | str = "auto",
         prefix: str | None = None,
         backup_url: str | None = None,
+        datamodule: Any = None,
         allowed_classes_names_list: Sequence[str] | None = None,
     ) -> Any:
         """Read a model that scvi_dist or scvi-tools saved. Nothing in the file is run.
@@ -279,6 +235,8 @@ class BaseModel(DataAccess, ABC):
             As it was given to ``save()``.
         backup_url
             Where ``model.pt`` is fetched from if it is not there.
+        datamodule
+            Not taken: give the store that it reads as ``adata``.
         allowed_classes_names_list
             Names of other classes whose files are accepted.
 
@@ -289,6 +247,8 @@ class BaseModel(DataAccess, ABC):
         SchemaMismatch
             The file or the data is of another kind.
         """
+        if datamodule is not None:
+            raise ConfigError("load() takes the store of the cells as adata=…, not a datamodule.")
         there = resolve_device(accelerator, device)
         allowed = (cls.__name__, *(allowed_classes_names_list or ()))
         saved, schema, arguments = read_model(dir_path, prefix, backup_url, allowed)
@@ -321,6 +281,8 @@ class BaseModel(DataAccess, ABC):
 
     def _restore(self, attributes: Mapping[str, Any]) -> None:
         self.is_trained_ = bool(attributes.get("is_trained_", False))
+        name = attributes.get("get_normalized_function_name_", self.get_normalized_function_name_)
+        self.get_normalized_function_name_ = name
         self.history_ = attributes.get("history_")
         self.run_name_ = attributes.get("run_name_", self.run_name_)
         self.run_id_ = attributes.get("run_id_", "")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from scvi_dist.analysis.correlation import CorrelationOptions, feature_correlation
 from scvi_dist.analysis.expression import (
     ExpressionOptions,
     gene_names,
@@ -14,15 +15,17 @@ from scvi_dist.analysis.expression import (
     sampled_expression,
 )
 from scvi_dist.analysis.importance import ImportanceOptions, importance_sampled_expression
-from scvi_dist.analysis.output import as_output
+from scvi_dist.analysis.output import Out
 from scvi_dist.analysis.parameters import likelihood_parameters
 from scvi_dist.analysis.predictive import PredictiveOptions, posterior_predictive_sample
 from scvi_dist.analysis.streaming import Cells, LoaderCells, StoreCells
 from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.data.schema import Schema
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.model.binding import Source
 from scvi_dist.model.genes import gene_columns
-from scvi_dist.model.latent_model import Indices, LatentModel, Loader, Out
+from scvi_dist.model.latent_model import Indices, LatentModel, Loader
+from scvi_dist.model.loader_arguments import LoaderArguments, check_loader_arguments
 
 BatchNames = Any
 """A category of the batch column, a list of them, or None for each cell's own."""
@@ -49,6 +52,7 @@ class CountModel(LatentModel):
         return_numpy: bool | None = None,
         silent: bool = True,
         dataloader: Loader = None,
+        data_loader_kwargs: LoaderArguments = None,
         *,
         out: Out = None,
         seed: int | None = None,
@@ -82,19 +86,20 @@ class CountModel(LatentModel):
         -------
         DataFrame or float32 array ``[n, genes]``, or array ``[n_samples, n, genes]``.
         """
+        check_loader_arguments(data_loader_kwargs)
         importance = _importance(weights, n_samples_overall, importance_weighting_kwargs)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
         options = ExpressionOptions(
-            transform_batch=self._batch_codes(transform_batch),
+            transform_batch=batch_codes(self.schema, transform_batch),
             genes=gene_columns(self.schema.var_names, gene_list),
             library_size=library_size,
             n_samples=n_samples,
             return_mean=return_mean,
         )
         if n_samples_overall is None:
-            values = normalized_expression(self.module, cells, options, out=as_output(out))
+            values = normalized_expression(self.module, cells, options, out=out)
         else:
-            cells = _in_store(cells, "n_samples_overall")
+            cells = in_store(cells, "n_samples_overall")
             if importance is None:
                 values, selection = sampled_expression(
                     self.module, cells, options, n_samples_overall=n_samples_overall
@@ -107,7 +112,7 @@ class CountModel(LatentModel):
         is_table = not (return_numpy or options.keeps_samples or isinstance(cells, LoaderCells))
         if isinstance(values, str) or not is_table:
             return values
-        table_cells = _in_store(cells, "a DataFrame")
+        table_cells = in_store(cells, "a DataFrame")
         columns = gene_names(table_cells, options.genes)
         return pd.DataFrame(values, columns=columns, index=table_cells.obs_names())
 
@@ -119,11 +124,12 @@ class CountModel(LatentModel):
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
-        silent: bool = True,
         dataloader: Loader = None,
+        silent: bool = True,
         *,
         out: Out = None,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> Any:
         """Counts drawn from the posterior predictive law of each cell.
 
@@ -132,13 +138,14 @@ class CountModel(LatentModel):
         ``sparse.GCXS [n, genes]``, or ``[n, genes, n_samples]`` for several draws; SciPy CSR or
         a dense array where the package ``sparse`` is not installed; with ``out`` the store's URL.
         """
+        check_loader_arguments(data_loader_kwargs)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
         options = PredictiveOptions(
             n_samples=n_samples,
-            transform_batch=self._batch_codes(transform_batch),
+            transform_batch=batch_codes(self.schema, transform_batch),
             genes=gene_columns(self.schema.var_names, gene_list),
         )
-        return posterior_predictive_sample(self.module, cells, options, out=as_output(out))
+        return posterior_predictive_sample(self.module, cells, options, out=out)
 
     def get_likelihood_parameters(
         self,
@@ -150,6 +157,7 @@ class CountModel(LatentModel):
         dataloader: Loader = None,
         *,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Parameters of the law of each count.
 
@@ -158,6 +166,7 @@ class CountModel(LatentModel):
         ``"mean"``, and where the law has them ``"dropout"`` and ``"dispersions"``: float32
         ``[n, genes]``, or ``[n_samples, n, genes]`` without ``give_mean``.
         """
+        check_loader_arguments(data_loader_kwargs)
         return likelihood_parameters(
             self.module,
             self._cells_of(adata, indices, batch_size, dataloader, seed),
@@ -165,19 +174,64 @@ class CountModel(LatentModel):
             give_mean=bool(give_mean),
         )
 
-    def _batch_codes(self, names: BatchNames) -> tuple[int | None, ...]:
-        """Codes of batches by category; None stays None."""
-        is_one = isinstance(names, str) or not isinstance(names, Iterable)
-        known = {name: i for i, name in enumerate(self.schema.categories[REGISTRY_KEYS.BATCH_KEY])}
-        codes: list[int | None] = []
-        for name in [names] if is_one else names:
-            if name is not None and name not in known:
-                raise ConfigError(
-                    f"transform_batch: {name!r} is not a batch of "
-                    f"{self.schema.setup.batch_key!r}; {did_you_mean(str(name), map(str, known))}"
-                )
-            codes.append(None if name is None else known[name])
-        return tuple(codes)
+    def get_feature_correlation_matrix(
+        self,
+        adata: Source = None,
+        indices: Indices = None,
+        n_samples: int = 10,
+        batch_size: int = 64,
+        rna_size_factor: float = 1000,
+        transform_batch: BatchNames = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        silent: bool = True,
+        *,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Correlation of genes over cells and draws of their denoised expression.
+
+        Memory grows with the number of genes, squared, and not with that of cells: ranks are exact
+        where all cells fit into the budget of
+        :class:`~scvi_dist.analysis.correlation.CorrelationOptions`, else estimated from a sample.
+
+        Parameters
+        ----------
+        n_samples
+            Draws of each cell.
+        rna_size_factor
+            Library size that all cells are given.
+        transform_batch
+            Decode all cells as of this batch; the mean of the correlations over several.
+        correlation_type
+            Of ranks, or of values.
+
+        Returns
+        -------
+        DataFrame ``[genes, genes]``.
+        """
+        cells = self._cells_of(adata, indices, batch_size, None, seed)
+        options = CorrelationOptions(
+            kind=correlation_type, n_samples=n_samples, rna_size_factor=rna_size_factor
+        )
+        stored = in_store(cells, "get_feature_correlation_matrix")
+        codes = batch_codes(self.schema, transform_batch)
+        genes = gene_names(stored, None)
+        values = feature_correlation(self.module, stored, options, codes)
+        return pd.DataFrame(values, index=genes, columns=genes)
+
+
+def batch_codes(schema: Schema, names: BatchNames) -> tuple[int | None, ...]:
+    """Codes of batches by category; None stays None."""
+    is_one = isinstance(names, str) or not isinstance(names, Iterable)
+    known = {name: i for i, name in enumerate(schema.categories[REGISTRY_KEYS.BATCH_KEY])}
+    codes: list[int | None] = []
+    for name in [names] if is_one else names:
+        if name is not None and name not in known:
+            raise ConfigError(
+                f"transform_batch: {name!r} is not a batch of "
+                f"{schema.setup.batch_key!r}; {did_you_mean(str(name), map(str, known))}"
+            )
+        codes.append(None if name is None else known[name])
+    return tuple(codes)
 
 
 def _importance(
@@ -203,7 +257,8 @@ def _importance(
     return ImportanceOptions(**given)
 
 
-def _in_store(cells: Cells, what: str) -> StoreCells:
+def in_store(cells: Cells, what: str) -> StoreCells:
+    """The cells, which must be in a store; ``what`` needs that."""
     if not isinstance(cells, StoreCells):
         raise ConfigError(f"{what} needs cells that are in a store, not a dataloader.")
     return cells

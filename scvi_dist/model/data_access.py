@@ -1,12 +1,14 @@
 """What a model tells of its data, under the names of scvi-tools."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_dist.data.manager import AnnDataManager, AttrDict
+from scvi_dist.data.manager import AnnDataManager, AttrDict, remember
 from scvi_dist.data.schema import Schema
-from scvi_dist.errors import FieldNotFound, did_you_mean
+from scvi_dist.dataloaders.source import OpenSource
+from scvi_dist.errors import ConfigError, FieldNotFound, did_you_mean
 from scvi_dist.model.binding import DataBinding, Source
 
 if TYPE_CHECKING:
@@ -24,10 +26,21 @@ class DataAccess:
         """The AnnData that the model was set up with; None where its cells are in a store."""
         return None if self._binding.manager is None else self._binding.manager.adata
 
+    @adata.setter
+    def adata(self, adata: Source) -> None:
+        if adata is None:
+            raise ConfigError("adata cannot be None.")
+        self._binding.attach(adata)
+
     @property
     def adata_manager(self) -> AnnDataManager | None:
         """The schema bound to the model's data; None for a model without data."""
         return self._binding.manager
+
+    @property
+    def source(self) -> OpenSource:
+        """The model's cells, ready to be read; training has looked at every count already."""
+        return self._binding.open(None, check_counts=False)
 
     @property
     def schema(self) -> Schema:
@@ -86,10 +99,32 @@ class DataAccess:
             )
         return arguments[setup_arg]
 
-    def get_var_names(self) -> np.ndarray:
+    def update_setup_method_args(self, setup_method_args: Mapping[str, Any]) -> None:
+        """Change the setup arguments that the registry tells of; nothing is set up anew."""
+        self._binding.manager_for().update_setup_method_args(setup_method_args)
+
+    @classmethod
+    def register_manager(cls, adata_manager: AnnDataManager) -> None:
+        """Keep in mind that a manager's data is set up for this class of model."""
+        adata = adata_manager.adata
+        remember(adata_manager.store if adata is None else adata, adata_manager)
+
+    def deregister_manager(self, adata: Source = None) -> None:
+        """Forget how some data was set up; all but the model's own where None."""
+        self._binding.deregister(adata)
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Genes, object array of str."""
         return np.array(self.schema.var_names, dtype=object)
 
     def view_anndata_setup(self, adata: Source = None, hide_state_registries: bool = False) -> None:
         """Print how the model's data, or other data in its schema, is set up."""
         self._binding.manager_for(adata).view_registry(hide_state_registries)
+
+    def view_registry(self, hide_state_registries: bool = False) -> None:
+        """Print how the model's data is set up."""
+        self.view_anndata_setup(hide_state_registries=hide_state_registries)
+
+    def view_setup_method_args(self) -> None:
+        """Print the method that the model's data was set up with, and what it was given."""
+        self._binding.manager_for().view_setup_method_args()

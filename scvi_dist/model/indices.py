@@ -30,6 +30,10 @@ class TrainedCells:
         known = self.parts.get(part)
         return known if known is None or isinstance(known, np.ndarray) else all_members(known)
 
+    def with_rows(self, part: str, rows: np.ndarray) -> "TrainedCells":
+        """The same, with other rows for a part."""
+        return TrainedCells({**self.parts, part: np.asarray(rows, dtype=np.int64)})
+
     def to_attributes(self) -> dict[str, Any]:
         """scvi-tools' ``train_indices_``, …, and the rule where the cells follow from one."""
         attributes: dict[str, Any] = {}

@@ -3,33 +3,32 @@
 Each method names the cells, and hands module, cells and options to a function of ``analysis``.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from scvi_dist.analysis.elbo import elbo, marginal_ll, reconstruction_error
-from scvi_dist.analysis.latent import latent_representation
-from scvi_dist.analysis.output import Output, as_output
+from scvi_dist.analysis.latent import aggregated_posterior, latent_representation
+from scvi_dist.analysis.output import Out
 from scvi_dist.analysis.parameters import latent_library_size
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import Cells, LoaderCells, StoreCells, StreamConfig
 from scvi_dist.errors import ConfigError
-from scvi_dist.model.base import BaseModel
+from scvi_dist.global_settings import settings
 from scvi_dist.model.binding import Source
+from scvi_dist.model.loader_arguments import LoaderArguments, check_loader_arguments
+from scvi_dist.model.query_model import QueryModel
 from scvi_dist.module.vae import VAE
 
 Indices = Sequence[int] | np.ndarray | None
 Loader = Iterable[Mapping[str, Tensor]] | None
-Out = str | os.PathLike[str] | Output | None
-
-BATCH_SIZE = 128
 
 
-class LatentModel(BaseModel):
+class LatentModel(QueryModel):
     """A model whose module has a latent space.
 
     The methods share these arguments:
@@ -43,6 +42,8 @@ class LatentModel(BaseModel):
         Cells of a forward pass; no result depends on it.
     ``dataloader``
         Minibatches of your own instead of ``adata``: mappings of tensors by registry key.
+    ``data_loader_kwargs``
+        scvi-tools' arguments about how torch reads; accepted and not used.
     ``out``
         Path or URL of a Zarr store that the result is written to, shard by shard; a call that
         was interrupted goes on. The URL is returned instead of the result.
@@ -53,6 +54,12 @@ class LatentModel(BaseModel):
 
     module: VAE
 
+    @property
+    def summary_string(self) -> str:
+        """What the model is, whether it is trained, and whether its data was minified."""
+        is_minified = self.minified_data_type is not None
+        return f"{super().summary_string}\nModel's adata is minified?: {is_minified}"
+
     # Lower bounds and likelihoods
 
     def get_elbo(
@@ -62,11 +69,14 @@ class LatentModel(BaseModel):
         batch_size: int | None = None,
         dataloader: Loader = None,
         return_mean: bool = True,
+        data_loader_kwargs: LoaderArguments = None,
         *,
         seed: int | None = None,
     ) -> Tensor:
         """Evidence lower bound: 0-d mean over cells, or ``[n]``. Higher is better."""
+        check_loader_arguments(data_loader_kwargs)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed)
+        self._look_at_counts("get_elbo", cells)
         return elbo(self.module, cells, return_mean=return_mean)
 
     def get_reconstruction_error(
@@ -76,11 +86,14 @@ class LatentModel(BaseModel):
         batch_size: int | None = None,
         dataloader: Loader = None,
         return_mean: bool = True,
+        data_loader_kwargs: LoaderArguments = None,
         *,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
         """Minus the log-likelihood of the counts: 0-d mean, or ``[n]``. Lower is better."""
+        check_loader_arguments(data_loader_kwargs)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed)
+        self._look_at_counts("get_reconstruction_error", cells)
         return reconstruction_error(self.module, cells, return_mean=return_mean)
 
     def get_marginal_ll(
@@ -91,14 +104,18 @@ class LatentModel(BaseModel):
         batch_size: int | None = None,
         return_mean: bool = True,
         dataloader: Loader = None,
+        data_loader_kwargs: LoaderArguments = None,
         *,
         n_mc_samples_per_pass: int = 1,
         seed: int | None = None,
     ) -> float | Tensor:
         """Marginal log-likelihood by importance sampling: a float, or ``[n]``."""
+        check_loader_arguments(data_loader_kwargs)
+        cells = self._cells_of(adata, indices, batch_size, dataloader, seed)
+        self._look_at_counts("get_marginal_ll", cells)
         return marginal_ll(
             self.module,
-            self._cells_of(adata, indices, batch_size, dataloader, seed),
+            cells,
             n_mc_samples=n_mc_samples,
             n_mc_samples_per_pass=n_mc_samples_per_pass,
             return_mean=return_mean,
@@ -118,6 +135,7 @@ class LatentModel(BaseModel):
         *,
         out: Out = None,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> Any:
         """Latent representation of each cell.
 
@@ -134,6 +152,7 @@ class LatentModel(BaseModel):
         -------
         float32 ``[n, n_latent]``, or a pair of them; with ``out`` the store's URL.
         """
+        check_loader_arguments(data_loader_kwargs)
         self._check_if_trained()
         return latent_representation(
             self.module,
@@ -141,7 +160,7 @@ class LatentModel(BaseModel):
             give_mean=give_mean,
             mc_samples=mc_samples,
             return_dist=return_dist,
-            out=as_output(out),
+            out=out,
         )
 
     def get_latent_library_size(
@@ -154,16 +173,45 @@ class LatentModel(BaseModel):
         *,
         out: Out = None,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> np.ndarray | str:
         """Library size of each cell, float32 ``[n, 1]``.
 
         ``give_mean=False`` gives a draw, which is the observed size for models that infer none.
         """
+        check_loader_arguments(data_loader_kwargs)
         self._check_if_trained()
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
-        return latent_library_size(self.module, cells, give_mean=give_mean, out=as_output(out))
+        return latent_library_size(self.module, cells, give_mean=give_mean, out=out)
+
+    def get_aggregated_posterior(
+        self,
+        adata: Source = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> MixtureSameFamily:
+        """The mixture, in equal parts, of the posteriors of all these cells, on the model's device.
+
+        Parameters
+        ----------
+        dof
+            Components are Student's t with so many degrees of freedom; normal where None.
+
+        Returns
+        -------
+        A law of ``[n_latent]``. Its components have the posterior's standard deviation as their
+        scale; scvi-tools takes the variance for it.
+        """
+        self._check_if_trained()
+        cells = self._cells_of(adata, indices, batch_size, None, None)
+        return aggregated_posterior(self.module, cells, dof=dof)
 
     # Which cells
+
+    def _look_at_counts(self, method: str, cells: Cells) -> None:
+        if isinstance(cells, StoreCells):
+            self._needs_counts(method, cells.source.schema.minified)
 
     def _cells_of(
         self,
@@ -181,5 +229,5 @@ class LatentModel(BaseModel):
                 raise ConfigError("give either dataloader or adata and indices, not both.")
             return LoaderCells(dataloader, seed)
         source = self._binding.open(adata, self._checks_counts)
-        config = StreamConfig(batch_size=batch_size or BATCH_SIZE, seed=seed)
+        config = StreamConfig(batch_size=batch_size or settings.batch_size, seed=seed)
         return StoreCells(source, Selection(source.store.n_obs, indices), config)

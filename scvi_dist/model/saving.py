@@ -41,8 +41,11 @@ def save_directory(
     prefix: str | None = None,
     overwrite: bool = False,
     manager: AnnDataManager | None = None,
+    write_arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model, and its cells where a manager is given.
+
+    ``write_arguments`` are for ``AnnData.write_h5ad``.
 
     Raises
     ------
@@ -58,11 +61,12 @@ def save_directory(
     if not is_remote(url):
         os.makedirs(url, exist_ok=True)
     if manager is not None:
-        _save_cells(manager, join_url(url, f"{prefix or ''}{ADATA_FILE}"))
+        path = join_url(url, f"{prefix or ''}{ADATA_FILE}")
+        _save_cells(manager, path, dict(write_arguments or {}))
     write_model_file(join_url(url, f"{prefix or ''}{MODEL_FILE}"), saved)
 
 
-def _save_cells(manager: AnnDataManager, path: str) -> None:
+def _save_cells(manager: AnnDataManager, path: str, write_arguments: dict[str, Any]) -> None:
     """The cells as scvi-tools would find them again, with the counts where the setup says."""
     if is_remote(path):
         raise ConfigError(
@@ -73,7 +77,12 @@ def _save_cells(manager: AnnDataManager, path: str) -> None:
     is_whole_file = locator.kind == "h5ad" and not is_remote(locator.url)
     # A backed AnnData would move over to the file that it is written to.
     if manager.adata is not None and not manager.adata.isbacked:
-        manager.adata.write_h5ad(path)
+        manager.adata.write_h5ad(path, **write_arguments)
+    elif write_arguments:
+        raise ConfigError(
+            f"save() was given {', '.join(write_arguments)} for AnnData.write_h5ad, but the cells "
+            f"are in {locator.redacted_url} and are copied as they are. Leave it out."
+        )
     elif is_whole_file:
         if normalise_url(locator.url) != path:
             shutil.copyfile(normalise_url(locator.url), path)

@@ -1,31 +1,19 @@
 """SCVI: a latent space of cells from counts, with batch effects taken out."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
+import numpy as np
+
+from scvi_dist.analysis.latent import batch_representation
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs
-from scvi_dist.dataloaders.loader_config import LoaderConfig
-from scvi_dist.errors import ConfigError
-from scvi_dist.model.binding import DataBinding, Source, set_up
+from scvi_dist.model.binding import DataBinding, Source, column_names, set_up
 from scvi_dist.model.count_model import CountModel
 from scvi_dist.model.count_modules import new_vae
-from scvi_dist.model.device import resolve_device
-from scvi_dist.model.train_arguments import (
-    as_mapping,
-    lightning_accelerator,
-    ray_config,
-    run_folder,
-    split_config,
-    train_config,
-    training_plan_config,
-)
-from scvi_dist.model.training import FitSettings, starts_record
-
-if TYPE_CHECKING:
-    from scvi_dist.tracking import Tracker, TrackingConfig
-    from scvi_dist.train.progress import OnProgress
+from scvi_dist.model.latent_model import Indices
+from scvi_dist.model.train_arguments import training_plan_config
+from scvi_dist.model.train_call import TrainCall, TrainOptions
 
 
 class SCVI(CountModel):
@@ -83,16 +71,7 @@ class SCVI(CountModel):
         latent_distribution: Literal["normal", "ln"] = "normal",
         **kwargs: Any,
     ) -> None:
-        name = type(self).__name__
-        if adata is not None:
-            binding = DataBinding.of(adata, name)
-        elif registry is not None:
-            binding = DataBinding(Schema.from_registry(registry), name)
-        else:
-            raise ConfigError(
-                f"{name} needs its data: call {name}.setup_anndata(data, ...) and then "
-                f"{name}(data)."
-            )
+        binding = DataBinding.given(adata, type(self).__name__, registry)
         arguments = {
             "n_hidden": n_hidden,
             "n_latent": n_latent,
@@ -158,14 +137,27 @@ class SCVI(CountModel):
             batch_key=batch_key,
             labels_key=labels_key,
             size_factor_key=size_factor_key,
-            categorical_covariate_keys=_tuple(categorical_covariate_keys),
-            continuous_covariate_keys=_tuple(continuous_covariate_keys),
+            categorical_covariate_keys=column_names(categorical_covariate_keys),
+            continuous_covariate_keys=column_names(continuous_covariate_keys),
         )
         set_up(adata, setup, cls.__name__)
 
     @property
     def _checks_counts(self) -> bool:
         return self.module.gene_likelihood != "normal"
+
+    def get_batch_representation(
+        self,
+        adata: Source = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """The learned vector of each cell's batch, float32 ``[n, dimensions]``.
+
+        Only for models with ``batch_representation="embedding"``.
+        """
+        cells = self._cells_of(adata, indices, batch_size, None, None)
+        return batch_representation(self.module, cells)
 
     def train(
         self,
@@ -181,19 +173,9 @@ class SCVI(CountModel):
         datasplitter_kwargs: Mapping[str, Any] | None = None,
         plan_config: Any = None,
         plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: Any = None,
         trainer_config: Any = None,
-        *,
-        num_workers: int | None = None,
-        use_gpu: bool | None = None,
-        address: str | None = None,
-        run_dir: str | os.PathLike[str] | None = None,
-        tracking: "Tracker | TrackingConfig | str | None" = None,
-        engine: str = "auto",
-        budget_bytes: int = LoaderConfig().budget_bytes,
-        seed: int = 0,
-        resume: bool = False,
-        on_progress: "OnProgress | None" = None,
-        **trainer_kwargs: Any,
+        **options: Unpack[TrainOptions],
     ) -> None:
         """Train the model.
 
@@ -210,56 +192,26 @@ class SCVI(CountModel):
             Counts are always sparse until they are on the device; accepted and not used.
         batch_size
             Cells of a minibatch, over all workers.
-        early_stopping, datasplitter_kwargs, plan_kwargs, trainer_config, ...
+        early_stopping, datasplitter_kwargs, plan_config, plan_kwargs, trainer_config
             As in scvi-tools; an unknown name is an error.
-        num_workers, use_gpu, address
-            Train on so many Ray workers, with one GPU each, on the cluster at an address; in
-            this process where neither number nor address is given.
-        run_dir, resume
-            Folder for checkpoints; whether to go on from the last one in it.
-        tracking
-            Record the run in MLflow: a tracker, a config, or ``"auto"`` or a URI.
-        engine
-            What reads the cells: ``"auto"``, ``"local"`` or ``"ray"``.
-        budget_bytes
-            What one worker may hold in cells, whatever the size of the store.
-        seed
-            Of split, order and noise.
-        on_progress
-            Called every few steps and after each epoch.
+        datamodule
+            Not taken: the model reads its store itself.
+        **options
+            Workers, folder, record, and what scvi-tools' Trainer takes:
+            :class:`~scvi_dist.model.train_call.TrainOptions`.
         """
-        options = {**as_mapping(trainer_config, "trainer_config"), **trainer_kwargs}
-        ray = ray_config(num_workers, use_gpu, address, accelerator, devices)
-        needs_folder = ray is not None or starts_record(tracking)
-        settings = FitSettings(
-            train=train_config(
-                options,
-                early_stopping=early_stopping,
-                max_epochs=max_epochs,
-                accelerator=lightning_accelerator(accelerator, ray),
-                batch_size=batch_size,
-                seed=seed,
-            ),
-            plan=training_plan_config(plan_config, plan_kwargs),
-            split=split_config(
-                self._binding.manager_for().store.n_obs,
-                datasplitter_kwargs,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                seed=seed,
-            ),
-            loader=LoaderConfig(engine=engine, budget_bytes=budget_bytes),
-            ray=ray,
-            run_dir=run_folder(run_dir, self.run_name if needs_folder else None),
-            resume=resume,
+        call = TrainCall(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            datasplitter_kwargs=datasplitter_kwargs,
+            trainer_config=trainer_config,
+            datamodule=datamodule,
+            options=options,
         )
-        self._train(settings, tracking, on_progress, options)
-        # Workers may have had devices that this process has not.
-        self.to_device(
-            resolve_device(accelerator if ray is None or accelerator == "cpu" else "auto")
-        )
-
-
-def _tuple(keys: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if keys is None else tuple(keys)
+        self._train(call, training_plan_config(plan_config, plan_kwargs))

@@ -3,16 +3,26 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.store import StoreLocator
 from scvi_dist.dataloaders.budget import block_rows_for
+from scvi_dist.dataloaders.labelled_cells import LabelledConfig, is_labelled
 from scvi_dist.dataloaders.loader_config import LoaderConfig
-from scvi_dist.dataloaders.source import CellSource, is_in_memory
-from scvi_dist.dataloaders.split import Split, SplitConfig, split_rows
+from scvi_dist.dataloaders.sampling_config import SamplingConfig
+from scvi_dist.dataloaders.source import CellSource, OpenSource, is_in_memory
+from scvi_dist.dataloaders.split import (
+    Split,
+    SplitConfig,
+    split_by_label,
+    split_rows,
+    uses_hash,
+)
 from scvi_dist.errors import ConfigError, StoreError
 from scvi_dist.module.base import BaseModule
 from scvi_dist.train.configs import RayConfig, TrainConfig, TrainingPlanConfig
@@ -31,6 +41,10 @@ class FitSettings:
     plan: TrainingPlanConfig
     split: SplitConfig | Split
     loader: LoaderConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Which training cells an epoch draws, and how often; by default each once."""
+    labelled: LabelledConfig | None = None
+    """Learn from labels too, and split cells with and without a label apart; ``None``: do not."""
     ray: RayConfig | None = None
     """Train on Ray workers; ``None``: in this process."""
     run_dir: str | None = None
@@ -52,6 +66,7 @@ def run(
     tracker: "Tracker | None" = None,
     on_progress: "OnProgress | None" = None,
     callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
 ) -> "tuple[FitResult, Split]":
     """Train a module on a manager's cells.
 
@@ -60,16 +75,18 @@ def run(
 
     Parameters
     ----------
-    callbacks
-        Lightning callbacks; only in this process.
+    callbacks, loggers
+        Lightning's; only in this process.
+
+    Warns
+    -----
+    WarmUpWarning
+        Training ends before the warm-up of the KL divergence.
     """
     from scvi_dist.train.fit_job import FitJob
+    from scvi_dist.train.warm_up import warn_of_unfinished_warm_up
 
-    given = settings.split
-    n_obs = manager.store.n_obs
-    split = (
-        given if isinstance(given, Split) else split_rows(n_obs, given, settings.train.batch_size)
-    )
+    split = _split_of(manager, settings)
     locator, loader = _reachable(manager, settings)
     job = FitJob(
         module=module,
@@ -78,17 +95,34 @@ def run(
         loader=loader,
         train=settings.train,
         plan=settings.plan,
+        labelled=settings.labelled,
+        sampling=settings.sampling,
         run_dir=settings.run_dir,
         tracking=None if tracker is None else tracker.ref,
         resume=settings.resume,
     )
+    warn_of_unfinished_warm_up(job)
     if settings.ray is None:
-        return _run_here(job, tracker, on_progress, callbacks), split
-    if callbacks:
-        raise ConfigError("callbacks do not reach workers: train in this process to use them.")
+        return _run_here(job, tracker, on_progress, callbacks, loggers), split
+    if callbacks or loggers:
+        what = "callbacks" if callbacks else "loggers"
+        raise ConfigError(f"{what} do not reach workers: train in this process to use them.")
     from scvi_dist.train import ray_train
 
     return ray_train.run(job, settings.ray, on_progress), split
+
+
+def _split_of(manager: AnnDataManager, settings: FitSettings) -> Split:
+    """Which cells train and validate."""
+    given, batch_size = settings.split, settings.train.batch_size
+    if isinstance(given, Split):
+        return given
+    n_obs = manager.store.n_obs
+    if settings.labelled is None or uses_hash(n_obs, given):
+        # A keyed hash takes the same share of labelled cells but for chance.
+        return split_rows(n_obs, given, batch_size)
+    cells = OpenSource(manager.store, manager.schema, coded_obs=manager.coded_obs())
+    return split_by_label(np.concatenate(list(is_labelled(cells))), given, batch_size)
 
 
 def _run_here(
@@ -96,13 +130,14 @@ def _run_here(
     tracker: "Tracker | None",
     on_progress: "OnProgress | None",
     callbacks: Sequence[Any],
+    loggers: Sequence[Any],
 ) -> "FitResult":
     from scvi_dist.tracking import NullTracker
     from scvi_dist.train.configs import World
     from scvi_dist.train.fit import fit
     from scvi_dist.train.fit_job import TrainerExtras
 
-    extras = TrainerExtras(callbacks=tuple(callbacks))
+    extras = TrainerExtras(callbacks=tuple(callbacks), loggers=tuple(loggers))
     return fit(job, World(), tracker or NullTracker(), on_progress, extras)
 
 
@@ -124,7 +159,9 @@ def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLoc
         write_zarr(manager.store, path, overwrite=True)
         copy = open_store(path)
     # The order of cells follows from the blocks, and is to be the order without workers.
-    blocks = block_rows_for(manager.store.chunk_rows, loader.window_cells)
+    blocks = block_rows_for(
+        manager.store.chunk_rows, loader.window_cells, batch_size=settings.train.batch_size
+    )
     return copy.locator, replace(loader, block_rows=loader.block_rows or blocks)
 
 

@@ -156,8 +156,8 @@ class BaseModule(nn.Module, ABC):
         """The loss over the cells that count: padding at the end of a batch carries none."""
 
     @abstractmethod
-    def sample(self, tensors: Tensors, n_samples: int = 1) -> Tensor:
-        """Draws from the posterior predictive law, on the CPU."""
+    def sample(self, tensors: Tensors, n_samples: int = 1) -> Tensor | tuple[Tensor, ...]:
+        """Draws from the posterior predictive law, on the CPU; of each kind of data in turn."""
 
     def forward(
         self,

@@ -293,7 +293,11 @@ class VAE(VAENetworks):
         inferred = {"z": self.z_encoder.z_transformation(draw), "library": library}
         generated = self.generative(**self._get_generative_input(tensors, inferred))
         log_weights = generated["px"].log_prob(x).sum(-1)
-        log_weights += (generated["pz"].log_prob(draw) - qz.log_prob(draw)).sum(-1)
+        log_weights += self._log_prior(draw, generated["pz"]) - qz.log_prob(draw).sum(-1)
         if ql is not None:
             log_weights += (generated["pl"].log_prob(library) - ql.log_prob(library)).sum(-1)
         return log_weights
+
+    def _log_prior(self, draw_snk: Tensor, pz: Normal) -> Tensor:
+        """Log density ``[s, n]`` of draws of the latent variable before its transformation."""
+        return pz.log_prob(draw_snk).sum(-1)

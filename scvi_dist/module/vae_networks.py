@@ -13,6 +13,7 @@ from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
 from scvi_dist.module.base import BaseModule, Tensors
+from scvi_dist.module.cached_posterior import CachedPosterior
 from scvi_dist.module.library import observed_library
 from scvi_dist.module.likelihoods import Decoded
 from scvi_dist.module.vae_args import VAEArgs
@@ -77,12 +78,14 @@ class VAENetworks(BaseModule):
         return self._embeddings_dict[REGISTRY_KEYS.BATCH_KEY]
 
     def _get_inference_input(self, tensors: Tensors) -> dict[str, Any]:
-        return {
+        given = {
             "x": tensors[REGISTRY_KEYS.X_KEY],
             "batch_index": tensors[REGISTRY_KEYS.BATCH_KEY],
             "cont_covs": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
             "cat_covs": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
         }
+        cached = CachedPosterior.of(tensors)
+        return given if cached is None else {**given, "cached": cached}
 
     def posterior(
         self,
@@ -90,11 +93,14 @@ class VAENetworks(BaseModule):
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
+        cached: CachedPosterior | None = None,
     ) -> tuple[Normal, Normal | None]:
         """The laws ``qz [n, k]`` and ``ql [n, 1]`` (None where observed); nothing is drawn.
 
         ``qz`` is the law before the transformation that a ``"ln"`` latent space has.
         """
+        if cached is not None:
+            return cached.qz, None
         seen, codes = self._encoder_input(x, batch_index, cont_covs, cat_covs)
         qz = self.z_encoder.posterior(seen, *codes)
         ql = None if self.args.observes_library else self.l_encoder.posterior(seen, *codes)
@@ -108,6 +114,7 @@ class VAENetworks(BaseModule):
         cat_covs: Tensor | None = None,
         n_samples: int = 1,
         use_mean: bool = False,
+        cached: CachedPosterior | None = None,
     ) -> dict[str, Any]:
         """Posteriors of each cell and draws from them.
 
@@ -121,6 +128,8 @@ class VAENetworks(BaseModule):
             Draws for each cell.
         use_mean
             Whether the posterior means take the place of the draws, of which there is then one.
+        cached
+            What was encoded before; then the counts are not looked at.
 
         Returns
         -------
@@ -129,14 +138,21 @@ class VAENetworks(BaseModule):
         """
         ql: Normal | None
         if use_mean:
-            qz, ql = self.posterior(x, batch_index, cont_covs, cat_covs)
+            qz, ql = self.posterior(x, batch_index, cont_covs, cat_covs, cached)
             z = self.z_encoder.z_transformation(qz.loc)
             library = None if ql is None else ql.loc
+        elif cached is not None:
+            qz, ql, library = cached.qz, None, None
+            z = self.z_encoder.draw(qz)
+            if n_samples > 1:
+                # The second draw, as where cells are encoded: minified data has the same answers.
+                z = self.z_encoder.draw(qz, torch.Size((n_samples,)))
         else:
             seen, codes = self._encoder_input(x, batch_index, cont_covs, cat_covs)
             qz, z, ql, library = self._drawn(seen, codes, n_samples)
         if library is None:
-            library = observed_library(x).expand(*z.shape[:-1], 1)
+            observed = observed_library(x) if cached is None else cached.log_library
+            library = observed.expand(*z.shape[:-1], 1)
         return {"z": z, "library": library, "qz": qz, "ql": ql}
 
     def _drawn(

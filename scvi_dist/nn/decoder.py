@@ -112,7 +112,8 @@ class Decoder(nn.Module):
         Width of the latent variable and of what it is decoded to.
     n_cat_list, n_layers, n_hidden
         As for :class:`~scvi_dist.nn.FCLayers`; there is no dropout.
-    use_batch_norm, use_layer_norm, use_activation, bias, inject_covariates, activation_fn
+    use_batch_norm, use_layer_norm, use_activation, bias, inject_covariates, activation_fn,
+    pool_samples
         As for :class:`~scvi_dist.nn.FCLayers`.
     """
 
@@ -129,6 +130,7 @@ class Decoder(nn.Module):
         bias: bool = True,
         inject_covariates: bool = True,
         activation_fn: Callable[[], nn.Module] = nn.ReLU,
+        pool_samples: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = FCLayers(
@@ -144,6 +146,7 @@ class Decoder(nn.Module):
             bias=bias,
             inject_covariates=inject_covariates,
             activation_fn=activation_fn,
+            pool_samples=pool_samples,
         )
         self.mean_decoder = nn.Linear(n_hidden, n_output)
         self.var_decoder = nn.Linear(n_hidden, n_output)

@@ -45,6 +45,8 @@ class Encoder(nn.Module):
         As for :class:`~scvi_dist.nn.FCLayers`.
     noise
         Where dropout masks and draws come from; its own where None.
+    pool_samples
+        As for :class:`~scvi_dist.nn.FCLayers`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Encoder(nn.Module):
         inject_covariates: bool = True,
         activation_fn: Callable[[], nn.Module] = nn.ReLU,
         noise: NoiseStream | None = None,
+        pool_samples: bool = False,
     ) -> None:
         super().__init__()
         if distribution not in Z_TRANSFORMATIONS:
@@ -91,6 +94,7 @@ class Encoder(nn.Module):
             inject_covariates=inject_covariates,
             activation_fn=activation_fn,
             noise=self.noise,
+            pool_samples=pool_samples,
         )
         self.mean_encoder = nn.Linear(n_hidden, n_output)
         self.var_encoder = nn.Linear(n_hidden, n_output)
@@ -102,7 +106,7 @@ class Encoder(nn.Module):
         hidden = self.encoder(x, *cat_list)
         mean = full_precision(self.mean_encoder(hidden))
         variance = self.var_activation(full_precision(self.var_encoder(hidden))) + self.var_eps
-        return Normal(mean, variance.sqrt())
+        return Normal(mean, variance.sqrt(), validate_args=False)
 
     def draw(self, law: Normal, sample_shape: torch.Size = NO_SAMPLES) -> Tensor:
         """A reparameterised draw ``[*sample_shape, n, n_output]`` of the latent variable."""

@@ -12,6 +12,7 @@ from scvi_dist.errors import ConfigError
 from scvi_dist.nn.dropout import Dropout
 from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.one_hot import one_hot
+from scvi_dist.nn.sync_batch_norm import SyncedBatchNorm1d
 
 
 class FCLayers(nn.Module):
@@ -44,6 +45,9 @@ class FCLayers(nn.Module):
         Class of the activation.
     noise
         Where dropout masks come from; its own where None.
+    pool_samples
+        Whether batch norm pools the samples of an input ``[s, n, n_in]``; otherwise it normalises
+        each sample by itself.
     """
 
     def __init__(
@@ -62,9 +66,11 @@ class FCLayers(nn.Module):
         inject_covariates: bool = True,
         activation_fn: Callable[[], nn.Module] = nn.ReLU,
         noise: NoiseStream | None = None,
+        pool_samples: bool = False,
     ) -> None:
         super().__init__()
         self.inject_covariates = inject_covariates
+        self.pool_samples = pool_samples
         self.n_cat_list = [n if n > 1 else 0 for n in n_cat_list or ()]
         self.n_cov = n_cont + sum(self.n_cat_list)
         noise = NoiseStream() if noise is None else noise
@@ -101,7 +107,8 @@ class FCLayers(nn.Module):
         x
             ``[n, n_in]`` or ``[s, n, n_in]``.
         cat_list
-            For each categorical covariate the codes ``[n, 1]`` or indicators ``[n, n_cat]``.
+            For each categorical covariate the codes ``[n, 1]`` or indicators ``[n, n_cat]``, which
+            may have ``s`` in front as ``x`` has.
             More than ``n_cat_list`` has are ignored.
         cont
             Continuous covariates ``[n, n_cont]``.
@@ -112,7 +119,7 @@ class FCLayers(nn.Module):
         for i, parts in enumerate(self.fc_layers):
             for part in parts:
                 if isinstance(part, nn.BatchNorm1d):
-                    x = _normalize(part, x)
+                    x = _normalize(part, x, self.pool_samples)
                     continue
                 if isinstance(part, nn.Linear) and covariates is not None:
                     x = torch.cat([x, covariates], -1) if self.inject_into_layer(i) else x
@@ -138,15 +145,18 @@ class FCLayers(nn.Module):
                     f"Categorical covariate {i} has {n_categories} categories, but no codes "
                     "were given for it."
                 )
-            is_encoded = codes.dim() == 2 and codes.shape[1] == n_categories
+            is_encoded = codes.dim() > 1 and codes.shape[-1] == n_categories
             columns.append(codes if is_encoded else one_hot(codes, n_categories, x.dtype))
         return torch.cat(columns, dim=-1) if columns else None
 
 
-def _normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch norm over the cells; the samples ``[s, n, k]`` of a cell are not its peers."""
+def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:
+    """Batch norm over the cells; the samples ``[s, n, k]`` of a cell are its peers where pooled."""
     if x.dim() == 2:
         return norm(x)
-    if norm.training:
+    if norm.training and not pool_samples:
         return torch.stack([norm(x_nk) for x_nk in x])
+    # The synced norm has to know which cells of each sample are padding.
+    if isinstance(norm, SyncedBatchNorm1d):
+        return norm(x)
     return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])

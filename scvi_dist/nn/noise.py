@@ -118,6 +118,17 @@ class NoiseStream:
         whole = torch.empty((*shape[:-2], binding.n_global, shape[-1]), dtype=dtype, device=device)
         return whole, binding.rows(device)
 
+    @classmethod
+    def keep_out_of_compiled_code(cls) -> None:
+        """Draw between compiled pieces: a generator with a seed of its own cannot be compiled.
+
+        Done when something is compiled, since it loads the compiler.
+        """
+        for name in ("normal_like", "bernoulli_keep"):
+            draw = getattr(cls, name)
+            if not getattr(draw, "_torchdynamo_disable", False):
+                setattr(cls, name, torch.compiler.disable(draw))
+
     def _next_generator(self, device: torch.device) -> torch.Generator:
         binding = self._binding
         assert binding is not None

@@ -25,7 +25,8 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     """``BatchNorm1d`` over the cells of all ranks; its state-dict keys are ``BatchNorm1d``'s.
 
     With one process, or in eval mode, it computes what ``BatchNorm1d`` computes. Input is
-    ``[n, h]``. In training every rank has to run it equally often and in the same order.
+    ``[n, h]``, or ``[s, n, h]`` for several samples of each cell, which are pooled. In training
+    every rank has to run it equally often and in the same order.
     """
 
     padding: Padding
@@ -45,13 +46,21 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
         synced.padding = padding
         return synced.train(norm.training)
 
-    def forward(self, x_nh: Tensor) -> Tensor:
-        if x_nh.dim() != 2:
-            raise ValueError(f"expected [cells, features], got {x_nh.dim()} dimensions.")
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return self._normalised(x, 1)
+        if x.dim() != 3:
+            raise ValueError(f"expected [cells, features], got {x.dim()} dimensions.")
+        # Cells in front: then the samples of padding cells are the last rows.
+        n_samples, n_cells, _ = x.shape
+        y_nh = self._normalised(x.transpose(0, 1).flatten(0, 1), n_samples)
+        return y_nh.unflatten(0, (n_cells, n_samples)).transpose(0, 1)
+
+    def _normalised(self, x_nh: Tensor, rows_per_cell: int) -> Tensor:
         uses_batch = self.training or self.running_mean is None
         if not uses_batch or not _has_peers():
             return super().forward(x_nh)
-        n_real = x_nh.shape[0] - self.padding.n_cells
+        n_real = x_nh.shape[0] - self.padding.n_cells * rows_per_cell
         y_nh, mean_h, var_h, count = _Normalise.apply(x_nh, n_real, self.eps)
         self._track(mean_h, var_h, count)
         return y_nh if self.weight is None else y_nh * self.weight + self.bias
@@ -132,18 +141,23 @@ def _has_peers() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def convert_batch_norm(module: nn.Module) -> Padding:
+def convert_batch_norm(module: nn.Module, padding: Padding | None = None) -> Padding:
     """Replace every ``BatchNorm1d`` inside ``module`` by a synced one, in place.
 
     Parameters, buffers and state-dict keys stay the same objects and names. Converting twice is
     harmless.
+
+    Parameters
+    ----------
+    padding
+        What all of them look at; a new one where None.
 
     Returns
     -------
     Padding
         Set its ``n_cells`` before a minibatch that has padding.
     """
-    padding = Padding()
+    padding = Padding() if padding is None else padding
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, SyncedBatchNorm1d):

@@ -93,7 +93,8 @@ class ModelFacts:
     model_class: str
     """Such as ``SCVI``."""
     n_genes: int
-    n_latent: int
+    n_outputs: int
+    """Numbers that it gives of a cell: dimensions of the latent space, or cell types."""
     var_names_digest: str
     """Tells genes in another order from the right ones; a signature only has their number."""
     schema_digest: str

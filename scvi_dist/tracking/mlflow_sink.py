@@ -261,14 +261,14 @@ def _write_mlmodel(
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    n_genes, n_latent = shape
+    n_genes, n_outputs = shape
     counts = TensorSpec(np.dtype("float32"), (-1, n_genes))
-    latent = TensorSpec(np.dtype("float32"), (-1, n_latent))
+    outputs = TensorSpec(np.dtype("float32"), (-1, n_outputs))
     description = Model(
         run_id=run_id,
         model_id=model.model_id,
         artifact_path=model.artifact_location,
-        signature=ModelSignature(inputs=Schema([counts]), outputs=Schema([latent])),
+        signature=ModelSignature(inputs=Schema([counts]), outputs=Schema([outputs])),
     )
     description.add_flavor("scvi_dist", **flavour)
     description.save(str(path))

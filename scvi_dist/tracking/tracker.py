@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import shlex
+import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -142,7 +144,7 @@ class Tracker:
         if self._ref.uri.startswith("http"):
             page = f"#/experiments/{self._state.experiment_id}/runs/{self._state.run_id}"
             return f"{redact(self._ref.uri).rstrip('/')}/{page if self._state.run_id else ''}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(redact(self._ref.uri))}"
+        return f"{_mlflow_program()} ui --backend-store-uri {shlex.quote(redact(self._ref.uri))}"
 
     def log_params(self, params: Any) -> None:
         """Record settings: nested mappings and dataclasses, under dotted names, secrets hidden.
@@ -212,7 +214,7 @@ class Tracker:
             "folder": str(Path(folder).absolute()),
             "name": name,
             "model_type": facts.model_class,
-            "shape": [facts.n_genes, facts.n_latent],
+            "shape": [facts.n_genes, facts.n_outputs],
             "flavour": asdict(facts),
             "params": flatten(params) if params else {},
             "metrics": self._points(metrics, step),
@@ -325,3 +327,13 @@ def _open_outbox(uri: str, state: RunState, folder: Path, role: str) -> Outbox:
     spool.adopt()
     last_steps = LastSteps(folder / f"last-steps-{role}.json")
     return Outbox(MlflowSink(uri, state), spool, last_steps)
+
+
+def _mlflow_program() -> str:
+    """How a shell calls this environment's MLflow; its name alone only where that finds it."""
+    beside = Path(sys.executable).with_name("mlflow")
+    if shutil.which("mlflow") == str(beside):
+        return "mlflow"
+    return (
+        shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -m mlflow"
+    )

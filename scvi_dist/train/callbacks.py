@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from torch import Tensor
 
 from scvi_dist.batch import CellBatch
-from scvi_dist.errors import TrainingFailed
+from scvi_dist.errors import ConfigError, TrainingFailed, did_you_mean
 from scvi_dist.train.configs import NEVER, EarlyStoppingConfig, TrainConfig, World
 from scvi_dist.train.diagnosis import failure_message
 from scvi_dist.train.training_plan import TrainingPlan
@@ -31,6 +31,21 @@ class KeepCount(Callback):
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
         plan.advance(batch)
+
+
+class KeepConstraints(Callback):
+    """Brings parameters back to where they have to be, after each step and on every rank.
+
+    A module that has such parameters has a method ``constrain``. Ranks have equal parameters after
+    a step, so they stay equal.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        constrain = getattr(plan.module, "constrain", None)
+        if constrain is not None:
+            constrain()
 
 
 class WatchLoss(Callback):
@@ -166,6 +181,43 @@ def handler_restored(signum: int) -> Iterator[None]:
         signal.signal(signum, previous)
 
 
+class BestScores:
+    """Which epochs are among the best so far, by the metric that was asked for.
+
+    Parameters
+    ----------
+    config
+        ``checkpoint_monitor`` names the metric; without it no epoch is written for being good.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._monitor = config.checkpoint_monitor
+        self._n = config.keep_best_checkpoints
+        self._sign = 1.0 if config.checkpoint_mode == "min" else -1.0
+        self._scores: list[float] = []
+
+    def add(self, metrics: Mapping[str, float]) -> bool:
+        """Take in the means of an epoch; whether it is one of the best.
+
+        Raises
+        ------
+        ConfigError
+            There is no such metric.
+        """
+        if self._monitor is None:
+            return False
+        if self._monitor not in metrics:
+            if "validation" in self._monitor and "validation_loss" not in metrics:
+                return False  # An epoch that was not validated.
+            raise ConfigError(
+                f"train.checkpoint_monitor is {self._monitor!r}, which is no metric of this "
+                f"model; {did_you_mean(self._monitor, metrics)}"
+            )
+        score = self._sign * metrics[self._monitor]
+        self._scores = sorted([*self._scores, score])[: self._n]
+        return score in self._scores
+
+
 class SaveCheckpoints(Checkpoint):
     """Writes checkpoints: inside an epoch, at its end, and when asked to stop.
 
@@ -194,6 +246,7 @@ class SaveCheckpoints(Checkpoint):
         self.interrupted = False
         self._save, self._watch, self._stop, self._clock = save, watch, stop, clock
         self._saved_s = clock()
+        self.best = BestScores(config)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
@@ -215,6 +268,8 @@ class SaveCheckpoints(Checkpoint):
         stop = self._stop.agreed(plan)
         is_last = plan.cursor.epoch == self.max_epochs or step == self.config.max_steps
         is_due = step % (self.config.checkpoint_every_n_steps or NEVER) == 0 or self._waited(plan)
+        # Not left out where another reason is enough: it keeps count.
+        is_due = self.best.add(plan.epoch_metrics) or is_due
         if is_last or is_due or trainer.should_stop or stop:
             self._write(plan)
         if stop and not (is_last or trainer.should_stop):

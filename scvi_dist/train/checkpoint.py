@@ -177,11 +177,13 @@ def list_checkpoints(run_dir: str | Path) -> list[Checkpoint]:
     return found
 
 
-def prune_checkpoints(run_dir: str | Path, keep: int, monitor: str, mode: str) -> None:
-    """Delete all but the ``keep`` newest checkpoints and the best one by ``monitor``."""
+def prune_checkpoints(
+    run_dir: str | Path, keep: int, monitor: str, mode: str, keep_best: int = 1
+) -> None:
+    """Delete all but the ``keep`` newest checkpoints and the ``keep_best`` best by ``monitor``."""
     present = list_checkpoints(run_dir)
-    best = best_checkpoint(present, monitor, mode)
-    stays = {c.path for c in present[-keep:]} | ({best.path} if best else set())
+    best = ranked_checkpoints(present, monitor, mode)[:keep_best]
+    stays = {c.path for c in [*present[-keep:], *best]}
     for checkpoint in present:
         if checkpoint.path not in stays:
             _remove_checkpoint(checkpoint.path)
@@ -191,9 +193,16 @@ def best_checkpoint(
     checkpoints: Iterable[Checkpoint], monitor: str, mode: str = "min"
 ) -> Checkpoint | None:
     """The one with the lowest (``min``) or highest (``max``) metric; ``None`` if none has it."""
+    return next(iter(ranked_checkpoints(checkpoints, monitor, mode)), None)
+
+
+def ranked_checkpoints(
+    checkpoints: Iterable[Checkpoint], monitor: str, mode: str = "min"
+) -> list[Checkpoint]:
+    """Those that have the metric, the best first; the older one first where they are equal."""
     sign = 1.0 if mode == "min" else -1.0
     rated = [c for c in checkpoints if monitor in c.metrics]
-    return min(rated, key=lambda c: sign * c.metrics[monitor], default=None)
+    return sorted(rated, key=lambda c: sign * c.metrics[monitor])
 
 
 class _HashingFile(io.RawIOBase):

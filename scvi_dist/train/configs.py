@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from math import ceil
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -56,7 +56,7 @@ class EarlyStoppingConfig:
             raise ConfigError(f"early_stopping.mode must be 'min' or 'max', got {self.mode!r}.")
         _at_least("early_stopping.patience", self.patience, 1)
         _at_least("early_stopping.warmup_epochs", self.warmup_epochs, 0)
-        if not self.monitor.endswith(("_validation", "validation_loss")):
+        if not (self.monitor.endswith("_validation") or self.monitor.startswith("validation_")):
             raise ConfigError(
                 "early_stopping.monitor must be a metric of the validation set, such as "
                 f"'elbo_validation', got {self.monitor!r}."
@@ -80,7 +80,9 @@ class TrainConfig:
     devices: int | str = "auto"
     """One device per process: ``auto`` or 1."""
     gradient_clip_val: float | None = None
-    """Largest L2 norm of the gradient."""
+    """Largest gradient: its L2 norm, over all ranks; or each value of it."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """What ``gradient_clip_val`` limits."""
     check_val_every_n_epoch: int | None = None
     """Epochs between validations. ``None``: 1 where something needs it, else never."""
     early_stopping: EarlyStoppingConfig | None = None
@@ -90,6 +92,15 @@ class TrainConfig:
     """Seconds that must lie between two checkpoints at the end of epochs; the last always is."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay; the best one stays besides."""
+    checkpoint_monitor: str | None = None
+    """A metric such as ``validation_loss``: an epoch that is the best so far by it is written at
+    once. ``None``: early stopping's metric says which is the best of those written anyway."""
+    checkpoint_mode: Literal["min", "max"] = "min"
+    """Whether the best is the lowest or the highest."""
+    keep_best_checkpoints: int = 1
+    """Best checkpoints that stay."""
+    learning_rate_monitor: bool = False
+    """Whether the history holds the learning rate of each epoch, under ``lr-Adam``."""
     log_every_n_steps: int = 10
     """Steps between looks at the loss, at a request to stop, and between progress reports."""
     seed: int = 0
@@ -99,8 +110,22 @@ class TrainConfig:
     those of its own cells, and the weights depend on the number of ranks."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "keep_checkpoints", "log_every_n_steps"):
+        for name in (
+            "batch_size",
+            "keep_checkpoints",
+            "keep_best_checkpoints",
+            "log_every_n_steps",
+        ):
             _at_least(f"train.{name}", getattr(self, name), 1)
+        for name, valid in (
+            ("gradient_clip_algorithm", ("norm", "value")),
+            ("checkpoint_mode", ("min", "max")),
+        ):
+            if getattr(self, name) not in valid:
+                raise ConfigError(
+                    f"train.{name} must be {valid[0]!r} or {valid[1]!r}, "
+                    f"got {getattr(self, name)!r}."
+                )
         for name in ("check_val_every_n_epoch", "checkpoint_every_n_steps"):
             if getattr(self, name) is not None:
                 _at_least(f"train.{name}", getattr(self, name), 1)
@@ -113,6 +138,14 @@ class TrainConfig:
                 f"train.devices must be 'auto' or 1, got {self.devices!r}: a process trains on one "
                 "device. For more devices ask for that many workers."
             )
+
+    @property
+    def best_by(self) -> tuple[str, str]:
+        """The metric that says which checkpoint is the best, and ``min`` or ``max``."""
+        if self.checkpoint_monitor is not None:
+            return self.checkpoint_monitor, self.checkpoint_mode
+        stopping = self.early_stopping or EarlyStoppingConfig()
+        return stopping.monitor, stopping.mode
 
     def epochs_for(self, n_cells: int) -> int | None:
         """Limit of epochs for a data set of ``n_cells``; ``None`` where only steps limit it."""
@@ -129,6 +162,9 @@ def heuristic_max_epochs(n_cells: int, cap: int = 400) -> int:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPlanConfig:
     """scvi-tools' arguments of ``TrainingPlan``, with its defaults."""
+
+    plan_class: ClassVar[str] = "scvi_dist.train.training_plan:TrainingPlan"
+    """``module:class`` of the training plan that these are the arguments of."""
 
     optimizer: str = "Adam"
     """``Adam``, ``AdamW`` or ``Custom`` (then ``optimizer_creator`` makes it)."""
@@ -157,6 +193,9 @@ class TrainingPlanConfig:
     compile_kwargs: Mapping[str, Any] | None = None
     loss_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the module's ``loss``."""
+    on_step: bool = False
+    """Whether the history also holds ``train_loss_step``: every ``log_every_n_steps`` steps, the
+    mean loss since the step before."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -180,7 +219,7 @@ class TrainingPlanConfig:
             )
 
     @classmethod
-    def from_kwargs(cls, plan_kwargs: Mapping[str, Any]) -> "TrainingPlanConfig":
+    def from_kwargs(cls, plan_kwargs: Mapping[str, Any]) -> Self:
         """From scvi-tools' ``plan_kwargs``; an unknown name is an error with the nearest one."""
         names = [f.name for f in fields(cls)]
         for name in plan_kwargs:
@@ -192,7 +231,7 @@ class TrainingPlanConfig:
         """JSON values; equal for two runs whose steps follow the same rule."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         creator = values.pop("optimizer_creator")
-        for name in ("compile", "compile_kwargs"):
+        for name in ("compile", "compile_kwargs", "on_step"):
             del values[name]
         values["loss_kwargs"] = {k: repr(v) for k, v in sorted(self.loss_kwargs.items())}
         values["optimizer_creator"] = getattr(creator, "__qualname__", None)

@@ -38,18 +38,21 @@ class LossWindow:
 
     def __init__(self, n_steps: int) -> None:
         self._looks: deque[Look] = deque(maxlen=n_steps)
+        self._last_rows: np.ndarray | None = None
 
     def add(self, step: int, rows: np.ndarray, loss: Tensor, cell_losses: Tensor) -> None:
         """Remember a step: rows of its cells that count, its loss, and the loss of each of them."""
         self._looks.append((step, rows, loss, cell_losses))
 
     def clear(self) -> None:
-        """Forget: all of them were finite."""
+        """Forget the losses: all of them were finite."""
+        if self._looks:
+            self._last_rows = self._looks[-1][1]
         self._looks.clear()
 
     def first_bad(self) -> tuple[int, str] | None:
         """The first step whose loss is not finite, and its cells in words."""
-        previous: np.ndarray | None = None
+        previous = self._last_rows
         for step, rows, loss, cell_losses in self._looks:
             if not torch.isfinite(loss):
                 return step, _describe_losses(rows, cell_losses, previous)

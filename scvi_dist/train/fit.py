@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
 from scvi_dist.train.callbacks import (
     EarlyStop,
+    KeepConstraints,
     KeepCount,
     SaveCheckpoints,
     StopRequest,
@@ -87,6 +89,8 @@ def fit(
         engine=extras.engine,
         # Positions mean nothing in a plan with other windows, which other ranks would suggest.
         train_plan=PlanConfig(**start.facts[READ_PLAN]) if start else None,
+        labelled=job.labelled,
+        sampling=job.sampling,
     )
     attached = tracker is None
     if tracker is None:
@@ -116,7 +120,7 @@ class _Run:
         self.job, self.world, self.data, self.extras = job, world, data, extras
         self.tracker = tracker
         config = job.train
-        self.facts = job.facts(data.train_plan.facts())
+        self.facts = job.facts(data.train_plan.facts() | data.labelled_facts)
         self.plan = self._new_plan()
         self.watch = WatchLoss(world, config.log_every_n_steps)
         self.stop = StopRequest(extras.stop_asked)
@@ -127,9 +131,10 @@ class _Run:
             job.max_epochs,
             config.max_steps,
             data.train_plan.n_steps,
-            lambda: data.train_loader.wait_s,
+            lambda: data.wait_s,
         )
         self.plan.on_epoch = self.report.on_epoch
+        self.plan.monitors_learning_rate = config.learning_rate_monitor
         self.early_stop = EarlyStop(config.early_stopping) if config.early_stopping else None
         self.saver = SaveCheckpoints(
             config, job.max_epochs, self._save, self.watch, self.stop, time.monotonic
@@ -160,13 +165,16 @@ class _Run:
         )
 
     def _run_loop(self, trainer: pl.Trainer) -> None:
-        validation = self.data.validation_loader
-        feed = EpochFeed(self.data.train_loader, self.data.train_plan, self.plan)
+        data = self.data
+        feed = EpochFeed(data.train_loader, self.plan, data.labelled_loader)
+        validation = None
+        if data.validation_loader is not None:
+            validation = ValidationFeed(data.validation_loader, data.labelled_validation_loader)
         # Lightning leaves modes as they are, and a model that has been asked questions is in eval
         # mode: dropout would be off, and batch norms would never learn their statistics.
         self.plan.train()
         try:
-            trainer.fit(self.plan, feed, ValidationFeed(validation) if validation else None)
+            trainer.fit(self.plan, feed, validation)
         except StopTraining:
             return
         except SystemExit as error:
@@ -179,7 +187,10 @@ class _Run:
 
     def _new_plan(self) -> TrainingPlan:
         synced = self.world.size > 1 and self.job.train.sync_batchnorm
-        return TrainingPlan(
+        module_name, class_name = self.job.plan.plan_class.split(":")
+        plan_class: type[TrainingPlan] = getattr(import_module(module_name), class_name)
+        padding = Padding()
+        plan = plan_class(
             self.job.module,
             self.job.plan,
             n_train=self.job.split.train.n,
@@ -188,16 +199,21 @@ class _Run:
             world=self.world,
             where=self.job.source.locator.redacted_url,
             n_recent=self.job.train.log_every_n_steps,
-            padding=convert_batch_norm(self.job.module) if synced else Padding(),
+            padding=padding,
             fused=self.job.train.precision == "32-true",
         )
+        if synced:
+            # The plan's and not the module's alone: an adversary has batch norms of its own.
+            convert_batch_norm(plan, padding)
+        return plan
 
     def _new_trainer(self, state: dict[str, Any] | None) -> pl.Trainer:
         config, every = self.job.train, self.job.check_val_every_n_epoch
         strategy = self.extras.strategy
         if strategy is None and self.world.size > 1:
             strategy = GivenProcessGroup(self.world, forward_sync_buffers=not config.sync_batchnorm)
-        ours = [_Restore(self, state), KeepCount(), self.watch, self.stop, self.report]
+        counting = [KeepCount(), KeepConstraints()]
+        ours = [_Restore(self, state), *counting, self.watch, self.stop, self.report]
         stopping = [self.early_stop] if self.early_stop else []
         trainer = pl.Trainer(
             accelerator=config.accelerator,
@@ -208,13 +224,15 @@ class _Run:
             max_epochs=-1 if self.job.max_epochs is None else self.job.max_epochs,
             max_steps=-1 if config.max_steps is None else config.max_steps,
             gradient_clip_val=config.gradient_clip_val,
+            gradient_clip_algorithm=config.gradient_clip_algorithm,
             check_val_every_n_epoch=every or NEVER,
             # An epoch that is resumed is shorter than the others: its length is asked for anew.
             reload_dataloaders_every_n_epochs=1,
             callbacks=[*ours, *self.extras.callbacks, *stopping, self.saver],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            logger=False,
+            logger=list(self.extras.loggers) or False,
+            log_every_n_steps=config.log_every_n_steps,
             enable_checkpointing=None,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -243,12 +261,12 @@ class _Run:
             self.plan.epoch_metrics if at_epoch_end else {},
             {"schema.json": self.job.source.schema.to_json()},
         )
-        stopping = self.job.train.early_stopping
+        config = self.job.train
         prune_checkpoints(
             self.job.run_dir,
-            self.job.train.keep_checkpoints,
-            stopping.monitor if stopping else "elbo_validation",
-            stopping.mode if stopping else "min",
+            config.keep_checkpoints,
+            *config.best_by,
+            keep_best=config.keep_best_checkpoints,
         )
 
     def _result(self, stopped_early: bool) -> FitResult:

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from scvi_dist.dataloaders.engine import EngineChoice
+from scvi_dist.dataloaders.labelled_cells import LabelledConfig
 from scvi_dist.dataloaders.loader import LoaderConfig
+from scvi_dist.dataloaders.sampling_config import SamplingConfig
 from scvi_dist.dataloaders.source import CellSource
 from scvi_dist.dataloaders.split import Split
 from scvi_dist.errors import ConfigError
@@ -27,6 +29,10 @@ class FitJob:
     loader: LoaderConfig
     train: TrainConfig
     plan: TrainingPlanConfig
+    labelled: LabelledConfig | None = None
+    """A second stream, of labelled cells, for plans that learn from labels; ``None``: none."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Which training cells an epoch draws, and how often."""
     run_dir: str | None = None
     """Where checkpoints go, on a disk that all hosts see; ``None``: no checkpoints."""
     tracking: TrackingRef | None = None
@@ -34,17 +40,26 @@ class FitJob:
     """Go on from the newest checkpoint in ``run_dir`` if there is one."""
 
     def __post_init__(self) -> None:
-        wants = "early_stopping" if self.train.early_stopping else "reduce_lr_on_plateau"
         if self.validates_for_itself and self.split.validation.n == 0:
             raise ConfigError(
-                f"{wants} looks at the validation set, but the split has no validation cells. "
-                "Set train_size below 1, or validation_size above 0."
+                f"{self._validating[0]} looks at the validation set, but the split has no "
+                "validation cells. Set train_size below 1, or validation_size above 0."
             )
 
     @property
     def validates_for_itself(self) -> bool:
         """Whether something in the loop needs validation metrics."""
-        return self.train.early_stopping is not None or self.plan.reduce_lr_on_plateau
+        return bool(self._validating)
+
+    @property
+    def _validating(self) -> list[str]:
+        """What needs them."""
+        needs = {
+            "early_stopping": self.train.early_stopping is not None,
+            "reduce_lr_on_plateau": self.plan.reduce_lr_on_plateau,
+            "checkpoint_monitor": "validation" in (self.train.checkpoint_monitor or ""),
+        }
+        return [name for name, needed in needs.items() if needed]
 
     @property
     def max_epochs(self) -> int | None:
@@ -83,6 +98,8 @@ class TrainerExtras:
     plugins: tuple[Any, ...] = ()
     callbacks: tuple[Any, ...] = ()
     """Lightning callbacks; they come after ours that keep count."""
+    loggers: tuple[Any, ...] = ()
+    """Lightning loggers; they get the means of each epoch."""
     stop_asked: Callable[[], bool] | None = None
     """Looked at between steps; ``True`` means: checkpoint, then stop."""
 

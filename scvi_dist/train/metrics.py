@@ -16,6 +16,11 @@ Reduce = Callable[[Tensor], Tensor]
 
 VERSION = 1
 
+MODE_FIRST = ("classification_loss", "accuracy", "f1_score", "calibration_error")
+"""Metrics whose names begin with the mode, where those of the others end with it."""
+TRAINING_ONLY = ("adversarial_loss",)
+"""Metrics whose names say no mode."""
+
 
 def alone(tensor: Tensor) -> Tensor:
     """The sum over one rank."""
@@ -141,7 +146,14 @@ def elbo_metrics(means: Mapping[str, float], mode: str, n_obs: int) -> dict[str,
     elbo = parts["reconstruction_loss"] + parts["kl_local"] + parts["kl_global"] / max(n_obs, 1)
     rest = {k: v for k, v in means.items() if k not in parts and k != "loss"}
     named = {f"{mode}_loss": means["loss"], f"elbo_{mode}": elbo}
-    return named | {f"{k}_{mode}": v for k, v in (parts | rest).items()}
+    return named | {_full_name(k, mode): v for k, v in (parts | rest).items()}
+
+
+def _full_name(name: str, mode: str) -> str:
+    """What scvi-tools calls a metric of a mode."""
+    if name in MODE_FIRST:
+        return f"{mode}_{name}"
+    return name if name in TRAINING_ONLY else f"{name}_{mode}"
 
 
 def _wide(device: torch.device) -> torch.dtype:

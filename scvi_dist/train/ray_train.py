@@ -27,6 +27,7 @@ from scvi_dist.train.collector import Collector, WorkerFailure
 from scvi_dist.train.configs import RayConfig, World
 from scvi_dist.train.fit import fit
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
+from scvi_dist.train.local_ray import quiet_ray, start_local_ray
 from scvi_dist.train.progress import OnProgress, TrainProgress
 from scvi_dist.train.start import starting_point
 
@@ -303,15 +304,11 @@ def _connected(config: RayConfig) -> Iterator[bool]:
 
 
 def _start(config: RayConfig) -> None:
-    # Ray would send usage statistics otherwise; who wants that sets the variable.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if config.address is not None or "RAY_ADDRESS" in os.environ:
-        ray.init(address=config.address, **quiet)
+        quiet_ray()
+        ray.init(address=config.address, logging_level="ERROR", log_to_driver=False)
         return
-    n_cpus = config.local_cpus(_cores())
-    ray.init(address="local", num_cpus=n_cpus, include_dashboard=False, **quiet)
+    start_local_ray(config.local_cpus(_cores()))
     _OUR_NODES.add(_node_id())
 
 

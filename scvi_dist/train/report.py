@@ -70,7 +70,10 @@ class Report(Callback):
         if weight is not None:
             # Indexed from 0 and counted as in scvi-tools: 9, 19, … with every tenth step.
             plan.history.add({"kl_weight": weight}, step - 1)
-        metrics = {"train_loss_step": self._watch.mean_loss} | self._speed()
+        mean_loss = {"train_loss_step": self._watch.mean_loss}
+        if plan.config.on_step:
+            plan.history.add(mean_loss, step - 1)
+        metrics = mean_loss | self._speed()
         metrics |= {} if weight is None else {"kl_weight": weight}
         metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         self._tracker.log_metrics(metrics, step)

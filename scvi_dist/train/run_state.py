@@ -15,6 +15,8 @@ from scvi_dist.train.checkpoint import Cursor
 from scvi_dist.train.training_plan import TrainingPlan
 
 VERSION = 1
+_MODULE = "module."
+"""How the names of a module's weights start in its plan's state."""
 
 
 def capture(
@@ -28,6 +30,7 @@ def capture(
     return {
         "version": VERSION,
         "module": dict(plan.module.state_dict()),
+        "beside_module": _beside_module(plan),
         "optimizer": trainer.optimizers[0].state_dict(),
         "scheduler": _plain(plan.scheduler.state_dict()) if plan.scheduler else None,
         "precision": trainer.precision_plugin.state_dict(),
@@ -36,6 +39,11 @@ def capture(
         "sums": sums.state_dict(),
         "history": plan.history.state_dict(),
     }
+
+
+def _beside_module(plan: TrainingPlan) -> dict[str, Tensor]:
+    """Weights of the plan that are not the module's, such as an adversary's."""
+    return {k: v for k, v in plan.state_dict().items() if not k.startswith(_MODULE)}
 
 
 def check_version(state: dict[str, Any]) -> None:
@@ -49,7 +57,9 @@ def check_version(state: dict[str, Any]) -> None:
 
 def restore_plan(plan: TrainingPlan, state: dict[str, Any], cursor: Cursor) -> None:
     """Weights, metrics and place of a run, before the trainer is set up."""
-    plan.module.load_state_dict(state["module"])
+    module = {_MODULE + name: value for name, value in state["module"].items()}
+    # An earlier version knew of nothing beside the module.
+    plan.load_state_dict(module | state.get("beside_module", {}))
     plan.history.load_state_dict(state["history"])
     plan.cursor = cursor
     # The sums are those of all ranks: one rank takes them.

@@ -1,5 +1,6 @@
 """The Lightning module that trains any scvi_dist module: loss, KL warm-up, metrics, optimizer."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
+from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.sync_batch_norm import Padding
 from scvi_dist.train.checkpoint import Cursor
 from scvi_dist.train.configs import TrainingPlanConfig, World
@@ -99,11 +101,13 @@ class TrainingPlan(pl.LightningModule):
         self.on_epoch: OnEpoch | None = None
         """Called with the plan, the means and the number of each epoch that ends."""
         self.scheduler: ReduceLROnPlateau | None = None
+        self.monitors_learning_rate = False
+        """Whether the history holds the learning rate of each epoch, scheduler or not."""
         self._padding = padding or Padding()
         self._fused = fused
         self._noise = getattr(module, "noise", None)
         # A bound method, not the module: that would be registered a second time.
-        self._call: Any = _compiled(module.__call__, config)
+        self._call: Any = _compiled(module, config)
         self._loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)
         self._loss_args = set(signature(module.loss).parameters)
         if "n_obs" in self._loss_args:
@@ -131,17 +135,18 @@ class TrainingPlan(pl.LightningModule):
         if "kl_weight" in self._loss_args:
             self._loss_kwargs["kl_weight"] = self.kl_weight
         try:
-            output = self._run(batch, self.seed, self.cursor.global_step)
+            output = self._training_output(batch)
         except ValueError as error:
             # Distributions refuse parameters that are not finite before there is a loss.
             if "invalid values" not in str(error):
                 raise
             raise TrainingFailed(self._diagnosis(batch)) from error
         self._add(self.train_sums, output, batch)
+        objective = self._objective(output, batch)
         cell_losses = _cell_losses(output.reconstruction_loss, output.kl_local)
         rows = batch.rows[: batch.n_real]
-        self.recent.add(self.cursor.global_step, rows, output.loss.detach(), cell_losses)
-        return output.loss * batch.loss_scale
+        self.recent.add(self.cursor.global_step, rows, objective.detach(), cell_losses)
+        return objective
 
     def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
         # The weight stays that of the last training step, as in scvi-tools.
@@ -156,20 +161,43 @@ class TrainingPlan(pl.LightningModule):
         step, cells = self.recent.first_bad() or here
         return failure_message(step, self.cursor.epoch, self.world.rank, cells, self.where)
 
+    def _training_output(self, batch: CellBatch) -> Any:
+        """The loss of a training step and its terms; a plan with more to learn adds to it."""
+        return self._run(batch, self.seed, self.cursor.global_step)
+
     def _run(self, batch: CellBatch, seed: int, step: int) -> Any:
+        return self._forward(batch, seed, step)[1]
+
+    def _objective(self, output: Any, batch: CellBatch) -> Tensor:
+        """What is minimised: its mean over ranks is the mean loss of the global minibatch."""
+        return output.loss * batch.loss_scale
+
+    def _forward(self, batch: CellBatch, seed: int, step: int) -> tuple[Any, Any]:
+        """What the module infers of a minibatch, and its loss."""
+        self._bind(batch, seed, step)
+        if self.config.compile:
+            # Sparse counts have another size in each batch; compiled code wants equal ones.
+            batch = replace(batch, x=batch.dense_x(), labelled=None, _dense=[])
+        inferred, _, output = self._call(batch, loss_kwargs=self._loss_kwargs)
+        return inferred, output
+
+    def _bind(self, batch: CellBatch, seed: int, step: int) -> None:
+        """Let noise and batch norms know the cells that are computed next."""
         if self._noise is not None:
             stop = batch.start + batch.n_cells
             self._noise.at(seed, step, batch.start, stop, batch.n_global)
         self._padding.n_cells = batch.n_padding
-        if self.config.compile:
-            # Sparse counts have another size in each batch; compiled code wants equal ones.
-            batch = replace(batch, x=batch.dense_x(), _dense=[])
-        _, _, output = self._call(batch, loss_kwargs=self._loss_kwargs)
-        return output
 
     @torch.no_grad()
     def _add(self, sums: EpochSums, output: Any, batch: CellBatch) -> None:
-        # A module's terms are over the cells that count: padding is in none of them.
+        n = batch.n_real
+        kl_global = torch.as_tensor(output.kl_global_sum, device=output.loss.device)
+        per_batch = {"kl_global": kl_global.reshape(())}
+        sums.add(self._cell_sums(output, batch), per_batch, n, n / max(batch.n_global, 1))
+
+    def _cell_sums(self, output: Any, batch: CellBatch) -> dict[str, Tensor]:
+        """Name -> sum over the cells that count."""
+        # A module's terms are over these cells: padding is in none of them.
         n = batch.n_real
         per_cell = {
             "loss": output.loss * n,
@@ -180,8 +208,7 @@ class TrainingPlan(pl.LightningModule):
             value = torch.as_tensor(value, device=output.loss.device)
             if value.dim() == 0:
                 per_cell[name] = value * n
-        kl_global = torch.as_tensor(output.kl_global_sum, device=output.loss.device)
-        sums.add(per_cell, {"kl_global": kl_global.reshape(())}, n, n / max(batch.n_global, 1))
+        return per_cell
 
     def on_train_epoch_start(self) -> None:
         self.epoch_metrics = {}
@@ -201,6 +228,8 @@ class TrainingPlan(pl.LightningModule):
         if self.cursor.position >= self.n_train:
             self.train_sums.reset()
             self._step_scheduler()
+            if self.monitors_learning_rate and self.scheduler is None:
+                self._note_learning_rates()
             self.cursor = Cursor(epoch + 1, 0, self.cursor.global_step)
         if self.on_epoch is not None:
             self.on_epoch(self, self.epoch_metrics, epoch)
@@ -226,6 +255,17 @@ class TrainingPlan(pl.LightningModule):
         self.history.add({name: lr}, self.cursor.epoch)
         self.epoch_metrics[name] = lr
 
+    def _note_learning_rates(self) -> None:
+        """Record the rate of each optimizer under the name that Lightning's monitor gives it."""
+        names: Counter[str] = Counter()
+        for optimizer in self.trainer.optimizers:
+            name = f"lr-{type(optimizer).__name__}"
+            names[name] += 1
+            place = "" if names[name] == 1 else f"-{names[name] - 1}"
+            rate = {name + place: optimizer.param_groups[0]["lr"]}
+            self.history.add(rate, self.cursor.epoch)
+            self.epoch_metrics.update(rate)
+
     def configure_optimizers(self) -> Optimizer:
         params = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = self._new_optimizer(params)
@@ -247,8 +287,14 @@ class TrainingPlan(pl.LightningModule):
         if c.optimizer_creator is not None and c.optimizer == "Custom":
             return c.optimizer_creator(params)
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[c.optimizer]
-        fused = self._fused and all(p.device.type in ("cpu", "cuda") for p in params)
-        return kind(params, lr=c.lr, eps=c.eps, weight_decay=c.weight_decay, fused=fused or None)
+        fused = self._may_fuse or None
+        return kind(params, lr=c.lr, eps=c.eps, weight_decay=c.weight_decay, fused=fused)
+
+    @property
+    def _may_fuse(self) -> bool:
+        """Whether torch's fused optimizers work here."""
+        on = (p.device.type for p in self.module.parameters() if p.requires_grad)
+        return self._fused and all(device in ("cpu", "cuda") for device in on)
 
     def transfer_batch_to_device(
         self, batch: CellBatch, device: torch.device, dataloader_idx: int
@@ -261,10 +307,12 @@ class TrainingPlan(pl.LightningModule):
             self._noise.unbind()
 
 
-def _compiled(call: Callable[..., Any], config: TrainingPlanConfig) -> Callable[..., Any]:
-    if not config.compile:
-        return call
-    return torch.compile(call, **{"dynamic": False, **(config.compile_kwargs or {})})
+def _compiled(module: nn.Module, config: TrainingPlanConfig) -> Callable[..., Any]:
+    # A module whose work is code of its own has nothing to gain, and says so.
+    if not config.compile or not getattr(module, "may_compile", True):
+        return module.__call__
+    NoiseStream.keep_out_of_compiled_code()
+    return torch.compile(module.__call__, **{"dynamic": False, **(config.compile_kwargs or {})})
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Views pass the suite: what they show is an AnnData hidden in a larger one."""
 
 import pickle
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy import sparse
 
 from scvi_dist.data import Store, open_store
 from scvi_dist.data.subset import SubsetStore
-from scvi_dist.errors import ConfigError, FieldNotFound, StoreChanged
+from scvi_dist.errors import ConfigError, FieldNotFound, StoreChanged, StoreCorrupt
 from scvi_dist.testing import StoreConformance, dense_of, small_atlas, write_atlas
 
 
@@ -170,3 +171,22 @@ def test_locators_of_many_rows_stay_small() -> None:
     again = view.locator.open()
     assert isinstance(again, SubsetStore)
     np.testing.assert_array_equal(again.base_rows(np.arange(again.n_obs)), rows)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_filters_and_genes_are_chosen_without_reading_counts(many: bool, tmp_path: Path) -> None:
+    """The counts are gone, and nobody notices until they are read."""
+    adata = small_atlas()
+    path = write_atlas(adata, tmp_path / "atlas.zarr")
+    shutil.rmtree(path / "X" / "data" / "c")
+    shutil.rmtree(path / "X" / "indices" / "c")
+    source = [path, path] if many else path
+    genes = adata.var_names[:3].tolist()
+    with open_store(source, obs_filter="n_reads > 300 and batch != 'mid'", genes=genes) as view:
+        keep = ((adata.obs["n_reads"] > 300) & (adata.obs["batch"] != "mid")).sum()
+        assert view.shape == ((1 + many) * keep, 3)
+        assert view.locator.open().shape == view.shape
+        assert len(view.digest()) == 32
+        assert view.read_obs(["batch"])["batch"].ne("mid").all()
+        with pytest.raises(StoreCorrupt, match=r"X/\w+"):
+            view.read_rows([(0, view.n_obs)])

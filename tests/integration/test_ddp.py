@@ -32,7 +32,13 @@ JOBS: dict[str, dict[str, Any]] = {
         "gradient_clip_val": 20.0,
     },
     # Two cells for three ranks: one of them has nothing but padding in every step.
-    "padding": {"batch_size": 2, "max_steps": 80, "check_val_every_n_epoch": 1},
+    # A step has as many cells for any number of ranks, so a warm-up by steps is the same one.
+    "padding": {
+        "batch_size": 2,
+        "max_steps": 80,
+        "check_val_every_n_epoch": 1,
+        "plan": {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 60},
+    },
 }
 
 

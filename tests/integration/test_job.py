@@ -93,7 +93,7 @@ def test_the_demo_makes_everything_that_it_says(demo) -> None:
         assert (folder / "run" / made).exists()
     for told in ("models:/scvi-dist-demo/1", "alias challenger", "ELBO", str(folder / "run")):
         assert told in done.stdout
-    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db" in done.stdout
+    assert f" ui --backend-store-uri sqlite:///{folder}/mlflow.db" in done.stdout
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["metrics"]["evaluation/elbo"] < 0
 

@@ -27,7 +27,7 @@ pytestmark = [
 
 START_LIMIT_S = 240
 FACTS = ModelFacts(
-    model_class="SCVI", n_genes=4, n_latent=2, var_names_digest="ab" * 16, schema_digest="cd" * 16
+    model_class="SCVI", n_genes=4, n_outputs=2, var_names_digest="ab" * 16, schema_digest="cd" * 16
 )
 
 

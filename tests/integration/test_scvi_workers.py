@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from scvi_dist.errors import ConfigError
-from scvi_dist.model import SCVI
+from scvi_dist.model import SCANVI, SCVI
 
 pytestmark = [
     pytest.mark.integration,
@@ -25,7 +25,10 @@ def _atlas() -> anndata.AnnData:
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, (300, 20)).astype(np.float32)
     obs = pd.DataFrame(
-        {"batch": pd.Categorical(rng.choice(["a", "b"], 300))},
+        {
+            "batch": pd.Categorical(rng.choice(["a", "b"], 300)),
+            "kind": rng.choice(["T", "B", "unknown"], 300),
+        },
         index=[f"cell{i}" for i in range(300)],
     )
     var = pd.DataFrame(index=[f"gene{i}" for i in range(20)])
@@ -54,5 +57,10 @@ def test_workers_train_an_anndata_in_memory(tmp_path: Path) -> None:
     for name in ("elbo_train", "elbo_validation"):
         np.testing.assert_allclose(there.history[name][name], here.history[name][name], rtol=1e-4)
     np.testing.assert_array_equal(there.train_indices, here.train_indices)
+    # A model of labels begins where workers have left off.
+    labels = SCANVI.from_scvi_model(there, "unknown", "kind")
+    labels.train(max_steps=3, batch_size=64)
+    assert set(labels.predict()) <= {"T", "B"}
+    assert labels.was_pretrained
     with pytest.raises(ConfigError, match="callbacks"):
         there.train(1, num_workers=2, run_dir=tmp_path / "other", callbacks=[object()])

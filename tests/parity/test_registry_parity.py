@@ -1,6 +1,7 @@
 """Registry, codes and sizes are those of scvi-tools' AnnDataManager on the same AnnData."""
 
 import warnings
+from inspect import signature
 from typing import Any
 
 import anndata
@@ -86,13 +87,13 @@ def adata() -> anndata.AnnData:
 
 def theirs(scvi: Any, adata: anndata.AnnData, setup: SetupArgs, **more: Any) -> Any:
     """scvi-tools' manager of a copy that it may write into."""
+    model = scvi.model.SCVI
     keys = {
         name: list(value) if isinstance(value, tuple) else value
         for name in SetupArgs.__dataclass_fields__
-        if name != "unlabeled_category"
+        if name in signature(model.setup_anndata).parameters
         for value in [getattr(setup, name)]
     }
-    model = scvi.model.SCVI
     if setup.unlabeled_category is not None:
         model = scvi.model.SCANVI
         keys["unlabeled_category"] = setup.unlabeled_category

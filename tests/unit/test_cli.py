@@ -12,6 +12,10 @@ from scvi_dist import cli
 from scvi_dist.data.simulate import simulate_atlas
 from scvi_dist.errors import ScviDistError
 
+COMMON = ("-h", "--help", "-q", "--quiet", "--debug")
+COPY = (
+    *(*COMMON, "SRC", "--layer", "--layout", "--chunk-rows", "--codec", "--overwrite", "--option"),
+)
 OPTIONS = {
     "": {"-h", "--help", "--version"},
     "demo": {
@@ -21,7 +25,15 @@ OPTIONS = {
     "run": {"-h", "--help", "-q", "--quiet", "--debug", "--keys", "RUN.yaml", "key=value"},
     "plan": {"-h", "--help", "-q", "--quiet", "--debug", "--json", "RUN.yaml", "key=value"},
     "store": {"-h", "--help"},
-    "store info": {"-h", "--help", "-q", "--quiet", "--debug", "--json", "--layer", "URL"},
+    "store info": {*COMMON, "--json", "--layer", "--option", "URL"},
+    "store convert": {*COPY, "--kind", "DST"},
+    "store subset": {*COPY, "--kind", "--genes", "--filter", "DST"},
+    "store shuffle": {*COPY, "--seed", "--workers", "--memory-gb", "--no-ray", "DST"},
+    "store validate": {*COMMON, "SRC", "--layer", "--digest", "--option", "--json"},
+    "store hvg": {
+        *(*COMMON, "SRC", "--layer", "--filter", "--option", "--out"),
+        *("-n", "--n-genes", "--batch-key", "--flavor", "--span"),
+    },
 }
 
 

@@ -16,6 +16,9 @@ LIGHT_MODULES = (
     "scvi_dist.cli",
     "scvi_dist.config",
     "scvi_dist.data",
+    "scvi_dist.dataloaders",
+    "scvi_dist.external",
+    "scvi_dist.global_settings",
     "scvi_dist.dataloaders.read_plan",
     "scvi_dist.model",
     "scvi_dist.tracking",
@@ -23,7 +26,10 @@ LIGHT_MODULES = (
 
 
 def test_public_names_are_pinned():
-    assert scvi_dist.__all__ == ["REGISTRY_KEYS", "SCVI", "__version__", "open_store"]
+    values = ["REGISTRY_KEYS", "__version__", "open_store", "settings"]
+    models = ["SCANVI", "SCVI", "TOTALVI", "CellAssign"]
+    packages = ["data", "dataloaders", "distributions", "external", "model", "module", "nn"]
+    assert sorted(scvi_dist.__all__) == sorted([*values, *models, *packages, "train"])
     assert dir(scvi_dist) == sorted(scvi_dist.__all__)
 
 
@@ -46,3 +52,25 @@ def test_importing_loads_nothing_heavy(module):
     loaded = set(json.loads(out.stdout))
     assert module in loaded
     assert not loaded & set(HEAVY)
+
+
+PACKAGES = ("data", "dataloaders", "distributions", "external", "model", "module", "nn", "train")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_of_a_package_loads(package):
+    found = getattr(scvi_dist, package)
+    needs_more = {"read_10x_h5", "read_10x_mtx"}
+    for name in set(found.__all__) - needs_more:
+        assert getattr(found, name) is not None
+    assert set(found.__all__) <= set(dir(found))
+    with pytest.raises(AttributeError, match="'nothing_of_that_name'"):
+        found.nothing_of_that_name  # noqa: B018
+
+
+def test_packages_are_attributes_after_the_import_alone():
+    code = "import scvi_dist; scvi_dist.model.SCVI; scvi_dist.data.open_store; print('there')"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert out.stdout == "there\n"

@@ -18,11 +18,11 @@ from scvi_dist.data.chunks import (
     LocalObjects,
     Objects,
     Piece,
-    RemoteObjects,
     fetch_joined,
     read_chunks,
     unshuffled,
 )
+from scvi_dist.data.remote import RemoteObjects
 from scvi_dist.data.spans import expand, total_length
 
 ENCODERS = {
@@ -128,7 +128,7 @@ def test_objects_here_and_elsewhere(
     else:
         filesystem = fsspec.filesystem("memory")
         filesystem.pipe({f"/objects/{key}": content for key, content in CONTENT.items()})
-        objects = RemoteObjects(filesystem, "/objects")
+        objects = RemoteObjects("memory:///objects")
     got = objects.fetch(asked)
     assert [None if g is None else bytes(g) for g in got] == [slice_of(p) for p in asked]
 

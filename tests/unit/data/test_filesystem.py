@@ -19,7 +19,14 @@ from scvi_dist.data.filesystem import (
     scheme_of,
     unreadable,
 )
-from scvi_dist.errors import ConfigError, StoreCorrupt, StoreError, StoreNotFound
+from scvi_dist.errors import (
+    ConfigError,
+    StoreChanged,
+    StoreCorrupt,
+    StoreError,
+    StoreNotFound,
+    StoreUnreachable,
+)
 
 REDACTED = [
     ("/data/a b?c@d.h5ad", "/data/a b?c@d.h5ad"),
@@ -55,8 +62,9 @@ def test_urls_inside_messages_are_redacted() -> None:
     ("error", "kind"),
     [
         (OSError("truncated"), StoreCorrupt),
-        (ConnectionResetError("reset"), StoreError),
-        (TimeoutError(), StoreError),
+        (ConnectionResetError("reset"), StoreUnreachable),
+        (TimeoutError(), StoreUnreachable),
+        (FileNotFoundError("gone"), StoreChanged),
     ],
 )
 def test_network_errors_are_not_called_damage(error: Exception, kind: type[Exception]) -> None:

@@ -76,7 +76,7 @@ def test_nested_options_can_be_hashed_and_come_back() -> None:
 
 
 def test_unknown_kinds_of_locators() -> None:
-    with pytest.raises(UnsupportedStore, match=r"'cloud'.*h5ad, memory"):
+    with pytest.raises(UnsupportedStore, match=r"'cloud'.*h5ad, h5mu, memory"):
         replace(locate("/a.h5ad"), kind="cloud").open()
 
 

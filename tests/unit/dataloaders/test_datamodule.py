@@ -15,7 +15,9 @@ from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.dataloaders.local_loader import LocalLoader
 from scvi_dist.dataloaders.read_plan import PlanConfig
 from scvi_dist.dataloaders.rows import all_members
+from scvi_dist.dataloaders.sampling_config import SamplingConfig
 from scvi_dist.dataloaders.split import SplitConfig, split_rows
+from scvi_dist.errors import CheckpointError
 
 SPLIT = split_rows(613, SplitConfig(train_size=0.7, validation_size=0.2), 50)
 
@@ -40,6 +42,31 @@ def test_no_validation_cells_is_no_validation_loader(cells):
     data = CellDataModule(cells.source, split_rows(613, SplitConfig(train_size=1.0), 50), 50)
     assert data.validation_loader is data.test_loader is None
     assert data.val_dataloader() == data.test_dataloader() == []
+
+
+def test_sampled_cells_train_and_only_training_is_sampled(cells):
+    sampling = SamplingConfig(balance_by="kind", epoch_cells=400)
+    kinds = cells.adata.obs["kind"].to_numpy()
+    data = CellDataModule(cells.source, SPLIT, 50, sampling=sampling)
+    epochs = [rows_of(data.train_loader) for _ in range(2)]
+    for train in epochs:
+        assert np.unique(kinds[train], return_counts=True)[1].tolist() == [200, 200]
+        assert set(train) <= set(all_members(SPLIT.train))
+    assert sorted(epochs[0]) != sorted(epochs[1])
+    np.testing.assert_array_equal(rows_of(data.validation_loader), all_members(SPLIT.validation))
+    # The same cells on two ranks, and after a restart in the middle of an epoch.
+    ranks = [
+        CellDataModule(cells.source, SPLIT, 50, sampling=sampling, rank=rank, world=2)
+        for rank in range(2)
+    ]
+    both = np.concatenate([rows_of(rank.train_loader) for rank in ranks])
+    np.testing.assert_array_equal(np.sort(both), np.sort(epochs[0]))
+    again = CellDataModule(cells.source, SPLIT, 50, sampling=sampling)
+    again.start_at(1, 150)
+    np.testing.assert_array_equal(rows_of(again.train_loader), epochs[1][150:])
+    state = data.state_dict()
+    with pytest.raises(CheckpointError, match="rows"):
+        CellDataModule(cells.source, SPLIT, 50).load_state_dict(state)
 
 
 def test_the_budget_is_shared(cells):

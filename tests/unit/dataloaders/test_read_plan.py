@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvi_dist.dataloaders.budget import block_rows_for, fit_window, resident_bytes
+from scvi_dist.dataloaders.budget import (
+    INDEX_BYTES_PER_CELL,
+    block_rows_for,
+    cells_budget,
+    fit_window,
+    resident_bytes,
+)
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan, ReadTask
 from scvi_dist.dataloaders.rows import AllRows, ArrayRows, HashedRows, RangeRows, all_members
 from scvi_dist.errors import BudgetExceeded, PlanError
@@ -217,6 +223,13 @@ def test_a_billion_cells_take_little_memory(rows):
     assert plan.n_steps == -(-rows.n // 1_024)
 
 
+@given(st.integers(2, 10**11), st.integers(0, 10**10))
+def test_cells_and_their_index_share_the_budget(budget: int, n_obs: int) -> None:
+    left, index = cells_budget(budget, n_obs), INDEX_BYTES_PER_CELL * n_obs
+    assert budget // 2 <= left <= budget
+    assert left + index == budget or left == budget // 2 < index + 1
+
+
 @given(
     st.floats(8, 1e5),
     st.integers(10**5, 10**10),
@@ -247,12 +260,12 @@ def test_windows_fit_their_budget(bytes_per_cell, budget, batch_size, world, mos
     assert plan.memory_bytes(bytes_per_cell, world, scratch) <= budget + 4 * (10**5 // 64 + 1)
 
 
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from([1, 64]))
-def test_blocks_suit_the_store_unless_a_window_would_not_mix(chunk_rows, window, stratum):
-    size = block_rows_for(chunk_rows, window, stratum)
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from([1, 16]), st.integers(1, 5000))
+def test_blocks_suit_the_store_unless_a_window_would_not_mix(chunk_rows, window, stratum, batch):
+    size = block_rows_for(chunk_rows, window, stratum, batch)
     assert size % stratum == 0
-    assert 1 <= size <= max(64, window // 64)
-    if stratum == 1 and 64 <= chunk_rows <= window // 64:
+    assert 1 <= size <= max(16, window // max(512, batch))
+    if stratum == 1 and 64 <= chunk_rows <= window // max(512, batch):
         assert size == chunk_rows
 
 
@@ -292,9 +305,9 @@ def test_plans_describe_themselves():
         (lambda: PlanConfig(batch_size=1, seed=-1), "seed must not be negative"),
         (
             lambda: ReadPlan(
-                HashedRows(100, 0, "train", 10, 90), PlanConfig(batch_size=1, block_rows=32)
+                HashedRows(100, 0, "train", 10, 90), PlanConfig(batch_size=1, block_rows=24)
             ),
-            "multiple of 64",
+            "multiple of 16",
         ),
         (lambda: next(ReadPlan(AllRows(9), PlanConfig(batch_size=3)).tasks(0, 2, 2)), "rank 2"),
         (lambda: ReadPlan(AllRows(9), PlanConfig(batch_size=3)).task(0, 0, 1, 1), "window 1"),

@@ -142,7 +142,11 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 def test_wanted_stages_follow_the_config(tmp_path: Path) -> None:
     off = config_in(tmp_path, "tracking.uri=off", "output.latent=false", "output.figures=false")
     assert wanted_stages(off) == ["model", "evaluation"]
-    assert wanted_stages(config_in(tmp_path)) == list(STAGES)
+    assert wanted_stages(config_in(tmp_path)) == [s for s in STAGES if s != "predictions"]
+    labelled = ("model.name=SCANVI", "data.labels_key=l", "data.unlabeled_category=u")
+    assert wanted_stages(config_in(tmp_path, *labelled)) == list(STAGES)
+    types = ("model.name=CellAssign", "data.markers=m.csv")
+    assert "latent" not in wanted_stages(config_in(tmp_path, *types))
 
 
 def test_own_entries_are_what_is_removed() -> None:

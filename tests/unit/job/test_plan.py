@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scvi_dist.config import RunConfig, open_run_store, parse_run
 from scvi_dist.data.schema import fit_schema
 from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import OutputFolder
-from scvi_dist.job.plan import count_parameters, in_bytes, plan_job
+from scvi_dist.job.plan import in_bytes, plan_job
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_parameters_are_those_of_the_model(atlas: Path, tmp_path: Path) -> None:
     config = config_of(atlas, tmp_path, "model.n_latent=3", "model.n_hidden=16")
     with open_run_store(config) as store:
         schema = fit_schema(store, config.setup)
-        counted = count_parameters(config, store, schema)
+        counted = count_parameters(config, schema)
         from scvi_dist.data.manager import AnnDataManager
 
         model = config.model.model_class(

@@ -11,12 +11,16 @@ from scvi_dist.errors import ConfigError
 from scvi_dist.model.train_arguments import (
     as_mapping,
     lightning_accelerator,
+    lightning_callbacks,
+    lightning_loggers,
     n_devices,
     ray_config,
+    savers_of,
     split_config,
     train_config,
     training_plan_config,
 )
+from scvi_dist.train import SaveCheckpoint
 from scvi_dist.train.configs import (
     EarlyStoppingConfig,
     RayConfig,
@@ -42,6 +46,29 @@ def test_trainer_arguments() -> None:
     assert config == TrainConfig(max_steps=7, gradient_clip_val=1.0, batch_size=64, max_epochs=3)
 
 
+def test_checkpoints_loggers_and_learning_rates() -> None:
+    saver = SaveCheckpoint(monitor="elbo_validation", mode="max", save_top_k=3)
+    other, logger = object(), object()
+    given = {"callbacks": [saver, other], "logger": logger, "precision": 32}
+    expected = TrainConfig(
+        checkpoint_monitor="elbo_validation", checkpoint_mode="max", keep_best_checkpoints=3
+    )
+    assert train_config(given, early_stopping=False) == expected
+    assert savers_of(given) == [saver]
+    assert lightning_callbacks(given) == [other]
+    assert lightning_loggers(given) == [logger]
+    (default,) = savers_of({"enable_checkpointing": True})
+    assert default.monitor == "validation_loss"
+    watched = train_config({"learning_rate_monitor": True}, early_stopping=False)
+    assert watched == TrainConfig(learning_rate_monitor=True, check_val_every_n_epoch=1)
+    assert train_config({"precision": "bf16"}, early_stopping=False).precision == "bf16-mixed"
+    with pytest.raises(ConfigError, match="CSVLogger"):
+        lightning_loggers({"logger": True})
+    for name in ("gradient_clip_algorithm", "checkpoint_mode"):
+        with pytest.raises(ConfigError, match=f"{name} must be"):
+            TrainConfig(**{name: "other"})
+
+
 def test_early_stopping_is_on_only_when_asked_for() -> None:
     patience = {"early_stopping_patience": 5, "early_stopping_monitor": "validation_loss"}
     assert train_config(patience, early_stopping=False).early_stopping is None
@@ -57,7 +84,9 @@ def test_early_stopping_is_on_only_when_asked_for() -> None:
         ("max_step", 3, "did you mean 'max_steps'"),
         ("early_stopping_patince", 3, "did you mean 'early_stopping_patience'"),
         ("ckpt_path", "x.ckpt", "resume=True"),
-        ("enable_checkpointing", True, "run_dir"),
+        ("log_save_dir", "logs", "CSVLogger"),
+        ("accumulate_grad_batches", 4, "multiply"),
+        ("limit_train_batches", 0.5, "train_size"),
         ("datamodule", object(), "no argument 'datamodule'"),
     ],
 )
@@ -74,13 +103,13 @@ def test_the_training_plan() -> None:
     ours = TrainingPlanConfig(lr=0.5)
     assert training_plan_config(ours, None) is ours
     assert training_plan_config(ours, {"eps": 0.25}) == TrainingPlanConfig(lr=0.5, eps=0.25)
-    tolerated = {"on_epoch": True, "on_step": False, "update_only_decoder": False}
+    tolerated = {"on_epoch": True, "update_only_decoder": False}
     assert training_plan_config(tolerated, None) == TrainingPlanConfig()
+    assert training_plan_config({"on_step": True}, None) == TrainingPlanConfig(on_step=True)
     with pytest.raises(ConfigError, match="weight_decay"):
         training_plan_config(None, {"weight_decy": 0.1})
-    for name in ("on_step", "update_only_decoder"):
-        with pytest.raises(ConfigError, match=name):
-            training_plan_config(None, {name: True})
+    with pytest.raises(ConfigError, match="update_only_decoder"):
+        training_plan_config(None, {"update_only_decoder": True})
 
 
 def test_configs_of_any_make() -> None:

@@ -1,4 +1,5 @@
 import copy
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from scvi_dist.nn.sync_batch_norm import Padding, SyncedBatchNorm1d, convert_bat
 
 SHARES = {"equal": (6, 6), "unequal": (9, 3), "one cell": (11, 1), "nothing but padding": (12, 0)}
 WORLD = 2
+SAMPLES = (1, 3)
+"""Samples of each cell."""
 
 
 def network() -> nn.Sequential:
@@ -33,13 +36,18 @@ def targets() -> torch.Tensor:
     return torch.linspace(-1, 1, 12)[:, None]
 
 
+def samples_of(x: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """The cells, or ``[s, n, 4]``: different samples of each."""
+    return x if n_samples == 1 else torch.stack([x * (k + 1) for k in range(n_samples)])
+
+
 def rank_steps(rank: int, folder: str) -> None:
     """Three training steps of one rank for each share; what it ends with goes to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD
     )
-    for name, share in SHARES.items():
+    for (name, share), n_samples in product(SHARES.items(), SAMPLES):
         net = network()
         padding = convert_batch_norm(net)
         n = share[rank]
@@ -49,7 +57,8 @@ def rank_steps(rank: int, folder: str) -> None:
         for _ in range(3):
             net.zero_grad()
             x.grad = None
-            (((net(x) - y) ** 2).sum() / 12 * (n > 0)).backward()
+            seen = net(samples_of(x, n_samples))
+            (((seen - y) ** 2).sum() / 12 * (n > 0)).backward()
             for parameter in net.parameters():
                 dist.all_reduce(parameter.grad)
         result = {
@@ -57,7 +66,7 @@ def rank_steps(rank: int, folder: str) -> None:
             "buffers": dict(net.state_dict()),
             "x_grad": x.grad[:n],
         }
-        torch.save(result, f"{folder}/{name}-{rank}.pt")
+        torch.save(result, f"{folder}/{name}-{n_samples}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -69,14 +78,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("n_samples", SAMPLES)
 @pytest.mark.parametrize("share", SHARES)
-def test_ranks_together_compute_what_one_batch_norm_computes(results: Path, share: str) -> None:
+def test_ranks_together_compute_what_one_batch_norm_computes(
+    results: Path, share: str, n_samples: int
+) -> None:
+    """Several samples of a cell count as cells."""
     net, x = network(), cells().requires_grad_()
     for _ in range(3):
         net.zero_grad()
         x.grad = None
-        ((net(x) - targets()) ** 2).mean().backward()
-    ranks = [torch.load(results / f"{share}-{rank}.pt") for rank in range(WORLD)]
+        pooled = net(samples_of(x, n_samples).reshape(-1, 4))
+        ((pooled - targets().repeat(n_samples, 1)) ** 2).sum().div(12).backward()
+    ranks = [torch.load(results / f"{share}-{n_samples}-{rank}.pt") for rank in range(WORLD)]
     close = {"rtol": 1e-4, "atol": 5e-5}
     for result in ranks:
         for grad, parameter in zip(result["grads"], net.parameters(), strict=True):
@@ -106,7 +120,7 @@ def test_alone_it_is_batch_norm(training: bool) -> None:
     torch.testing.assert_close(synced.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
-def test_three_dimensions_are_refused() -> None:
+def test_four_dimensions_are_refused() -> None:
     layer = SyncedBatchNorm1d.of(nn.BatchNorm1d(2), Padding())
-    with pytest.raises(ValueError, match="3 dimensions"):
-        layer(torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match="4 dimensions"):
+        layer(torch.zeros(2, 2, 2, 2))

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import pickle
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from scvi_dist.tracking import ModelFacts, NullTracker, Tracker, TrackingConfig,
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 FACTS = ModelFacts(
-    model_class="SCVI", n_genes=7, n_latent=3, var_names_digest="ab" * 16, schema_digest="cd" * 16
+    model_class="SCVI", n_genes=7, n_outputs=3, var_names_digest="ab" * 16, schema_digest="cd" * 16
 )
 
 
@@ -205,9 +209,17 @@ def test_the_database_is_not_made_by_a_worker_on_another_disk(tmp_path: Path, co
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_it_tells_where_to_look(home: Path, config: TrackingConfig) -> None:
+@pytest.mark.parametrize("is_active", [True, False], ids=["activated", "not activated"])
+def test_it_tells_where_to_look(
+    home: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    scripts = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", f"{scripts}:{os.defpath}" if is_active else os.defpath)
     tracker = Tracker.start_run(config, home / "look")
-    assert tracker.where_to_look() == f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db"
+    program, rest = tracker.where_to_look().split(" ui ")
+    assert rest == f"--backend-store-uri sqlite:///{home}/mlflow.db"
+    assert shutil.which(shlex.split(program)[0]) is not None
+    assert (program == "mlflow") == is_active
     assert tracker.finish()
 
 
