@@ -35,14 +35,15 @@ def main() -> None:
     # Two layers into which the batch is injected, so that the encoder can be adapted too.
     SCVI.setup_anndata(reference_cells, batch_key="batch")
     reference = SCVI(reference_cells, n_layers=2, encode_covariates=True)
-    reference.train(max_epochs=arguments.epochs)
+    warm_up = {"n_epochs_kl_warmup": arguments.epochs}
+    reference.train(max_epochs=arguments.epochs, plan_kwargs=warm_up)
     reference.save(folder / "reference")
 
     # Genes that the query lacks become zeros. A store is given the same way; it is not changed.
     SCVI.prepare_query_anndata(query_cells, folder / "reference")
     query = SCVI.load_query_data(query_cells, folder / "reference")
     # Without weight decay nothing of the reference moves.
-    query.train(max_epochs=arguments.epochs, plan_kwargs={"weight_decay": 0.0})
+    query.train(max_epochs=arguments.epochs, plan_kwargs={**warm_up, "weight_decay": 0.0})
 
     latent_nk = query.get_latent_representation()
     print(f"{len(latent_nk):,} cells of batch {new!r} in {latent_nk.shape[1]} dimensions")

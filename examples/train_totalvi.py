@@ -2,8 +2,7 @@
 
     python examples/train_totalvi.py [--cells 2000] [--epochs 20] [--workers 0]
 
-Makes cells of two batches, of which one has no proteins, and imputes them. Leaves ``cells.h5ad``,
-which examples/run_totalvi.yaml reads.
+Makes cells of two batches, of which one has no proteins, and imputes them.
 """
 
 import argparse
@@ -57,6 +56,7 @@ def main() -> None:
     model = TOTALVI(store)
     model.train(
         max_epochs=arguments.epochs,
+        n_epochs_kl_warmup=arguments.epochs,
         num_workers=arguments.workers or None,
         run_dir=folder / "run",
     )

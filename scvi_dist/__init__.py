@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from scvi_dist.data.open import open_store
     from scvi_dist.global_settings import settings
     from scvi_dist.model.cellassign import CellAssign
+    from scvi_dist.model.scanvi import SCANVI
     from scvi_dist.model.scvi import SCVI
+    from scvi_dist.model.totalvi import TOTALVI
 
 __version__ = "0.1.0"
 

@@ -127,7 +127,8 @@ class _Ranks:
     def of(
         module: BaseModule, cells: StoreCells, compute: Compute, options: CorrelationOptions
     ) -> "_Ranks":
-        n_features = len(cells.source.schema.var_names)
+        schema = cells.source.schema
+        n_features = schema.n_vars + schema.n_proteins
         fit = options.budget_bytes // (8 * n_features * options.n_samples)
         chosen = cells
         if fit < cells.n_cells:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from scvi_dist.analysis.expression import LATENT_LIBRARY, gene_names
 from scvi_dist.analysis.output import Layout, Out, X, stored, write
+from scvi_dist.analysis.parameters import LIBRARY
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import CellGroup, Cells, Compute, StoreCells, collect
 from scvi_dist.errors import ConfigError
@@ -150,8 +151,10 @@ def background_mean(module: TOTALVAE, cells: Cells) -> np.ndarray:
     return collect(module, cells, compute)[PROTEINS]
 
 
-def library_sizes(module: TOTALVAE, cells: Cells, *, give_mean: bool = True) -> np.ndarray:
-    """Library size of the genes of each cell, float32 ``[n, 1]``.
+def library_sizes(
+    module: TOTALVAE, cells: Cells, *, give_mean: bool = True, out: Out = None
+) -> np.ndarray | str:
+    """Library size of the genes of each cell, float32 ``[n, 1]``; or the URL of ``out``.
 
     Where it is inferred, the mean of its posterior or a draw; else the observed one.
     """
@@ -160,10 +163,13 @@ def library_sizes(module: TOTALVAE, cells: Cells, *, give_mean: bool = True) -> 
         inferred = module.inference(**module._get_inference_input(group.tensors))
         ql = inferred["ql"]
         if give_mean and ql is not None:
-            return {X: torch.exp(ql.loc + 0.5 * ql.scale.square())}
-        return {X: inferred["library_gene"]}
+            return {LIBRARY: torch.exp(ql.loc + 0.5 * ql.scale.square())}
+        return {LIBRARY: inferred["library_gene"]}
 
-    return collect(module, cells, compute)[X]
+    if out is not None:
+        what = {"library_size_of_genes": give_mean}
+        return write(module, stored(cells), compute, out, Layout(obsm={LIBRARY: 1}), what)
+    return collect(module, cells, compute)[LIBRARY]
 
 
 def drawn_cells(cells: StoreCells, n: int) -> StoreCells:

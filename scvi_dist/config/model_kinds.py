@@ -133,7 +133,12 @@ MODELS: dict[str, ModelKind] = {
         setup=(*_WITHOUT_LABELS, "protein_key", "protein_names", "panel_key"),
         required=("protein_key",),
         plans=("scvi_dist.train.adversarial_config:AdversarialPlanConfig",),
-        train={"batch_size": 256, "early_stopping": True, "check_val_every_n_epoch": 1},
+        train={
+            "batch_size": 256,
+            "early_stopping": True,
+            "check_val_every_n_epoch": 1,
+            "adversary_where_proteins_lack": True,
+        },
         plan={"lr": 4e-3, "reduce_lr_on_plateau": True},
     ),
     "CellAssign": ModelKind(
@@ -197,4 +202,6 @@ def with_defaults(tree: Mapping[str, Any], kind: ModelKind) -> dict[str, Any]:
         train["plan"] = {**kind.plan, **plan}
         if {"n_epochs_kl_warmup", "n_steps_kl_warmup"} & set(plan):
             train.setdefault("kl_warmup_fraction", None)
+        if "adversarial_classifier" in plan and "adversary_where_proteins_lack" not in given:
+            train.pop("adversary_where_proteins_lack", None)
     return {**tree, "train": train}

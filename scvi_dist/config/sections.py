@@ -149,6 +149,9 @@ class TrainSection:
     """Part of all steps over which the weight of the KL divergence rises to its maximum. None: as
     the plan says, which is also so where ``plan.n_epochs_kl_warmup`` or ``plan.n_steps_kl_warmup``
     is given and this is not."""
+    adversary_where_proteins_lack: bool = False
+    """Set ``plan.adversarial_classifier`` if some batch lacks proteins. True for TOTALVI, unless
+    the plan says whether."""
     plan: TrainingPlanConfig = field(default_factory=TrainingPlanConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -250,6 +253,8 @@ class RunConfig:
                 raise ConfigError(f"data.{key}: {name} needs it, seen nothing. {_WHAT[key]}")
         if self.train.labelled.n_samples_per_label is not None and not kind.learns_labels:
             raise ConfigError(f"train.n_samples_per_label: {name} learns from no labels.")
+        if self.train.adversary_where_proteins_lack and "protein_key" not in kind.required:
+            raise ConfigError(f"train.adversary_where_proteins_lack: {name} has no proteins.")
 
     @property
     def setup(self) -> SetupArgs:

@@ -25,7 +25,7 @@ from scvi_dist.data.filesystem import (
     unreadable,
 )
 from scvi_dist.data.h5_chunks import H5ChunkLayout
-from scvi_dist.data.remote import RemoteFile
+from scvi_dist.data.remote import RemoteFile, no_garbage_collection
 from scvi_dist.data.spans import read_joined, total_length
 from scvi_dist.data.store import Store, StoreLocator
 from scvi_dist.errors import StoreChanged, StoreCorrupt, StoreError, UnsupportedStore
@@ -74,7 +74,8 @@ class H5Tree:
                 # Many network file systems have no locks; reading goes on without one there.
                 return h5py.File(normalise_url(url), "r", locking="best-effort")
             self._source = RemoteFile(self.objects, self._facts.size)
-            return h5py.File(self._source, "r")
+            with no_garbage_collection():
+                return h5py.File(self._source, "r")
         except FileNotFoundError:
             raise not_found(url) from None
         except OSError as error:

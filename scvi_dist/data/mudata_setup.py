@@ -136,9 +136,19 @@ def with_modalities(fields_of: Mapping[str, Any], setup: SetupArgs, n_obs: int) 
             names = np.array(state.pop("column_names"), dtype=object)
             state = {"n_obs": n_obs, "n_vars": len(names), "column_names": names, **state}
         if modality is not None:
-            place = {**place, "mod_key": modality} if place else {}
+            place = _place_within(modality, place)
             state = _state_within(modality, state)
         told[key] = {**field, "data_registry": place, "state_registry": state}
+    return told
+
+
+def _place_within(modality: str, place: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a field is, told as seen from its modality; nowhere for an empty field."""
+    if not place:
+        return {}
+    told = {**place, "mod_key": modality}
+    if place["attr_name"] == "obs":
+        told["attr_key"] = _out_of(modality, place["attr_key"])
     return told
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.categories import Category, plain
 from scvi_dist.data.fields import Categories
@@ -98,7 +100,7 @@ def _setup_args(setup: SetupArgs, model_name: str) -> dict[str, Any]:
 
 def schema_from_registry(
     registry: Mapping[str, Any],
-    var_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    var_names: Sequence[str] | np.ndarray | Mapping[str, Any] | None = None,
 ) -> Schema:
     """The schema in a registry that scvi-tools wrote; fields it has no use for are passed over.
 

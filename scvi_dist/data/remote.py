@@ -1,10 +1,12 @@
 """Objects behind a URL: many requests at a time, each tried again while the service is busy."""
 
 import asyncio
+import gc
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from scvi_dist.data.chunks import REMOTE_GAP_BYTES, Piece, fetch_joined
@@ -154,6 +156,46 @@ async def _run(ask: Callable[[], Awaitable[_T]]) -> _T:
     return await ask()
 
 
+class _Pauses:
+    """How many waits there are at the moment during which no garbage may be collected."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n = 0
+        self._was_on = False
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._n == 0:
+                self._was_on = gc.isenabled()
+                gc.disable()
+            self._n += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._n -= 1
+            if self._n == 0 and self._was_on:
+                gc.enable()
+
+
+_PAUSES = _Pauses()
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile, in no thread.
+
+    While HDF5 reads through a file of ours its one lock is taken, and what it waits for comes from
+    the thread of the network. Should that thread be the one in which Python collects garbage, and
+    there be an old object of h5py in it, it would wait for the lock: for ever.
+    """
+    _PAUSES.begin()
+    try:
+        yield
+    finally:
+        _PAUSES.end()
+
+
 class RemoteFile(io.RawIOBase):
     """One object as a file for libraries that want one; keeps the blocks it read last.
 
@@ -212,7 +254,9 @@ class RemoteFile(io.RawIOBase):
             Piece("", n * _FILE_BLOCK_BYTES, min((n + 1) * _FILE_BLOCK_BYTES, self._size))
             for n in numbers
         ]
-        for number, block in zip(numbers, self._objects.fetch(pieces), strict=True):
+        with no_garbage_collection():
+            fetched = self._objects.fetch(pieces)
+        for number, block in zip(numbers, fetched, strict=True):
             if block is None:
                 raise FileNotFoundError("the object is no longer there")
             self._blocks[number] = block

@@ -213,7 +213,8 @@ class Schema:
 
     @staticmethod
     def from_registry(
-        registry: Mapping[str, Any], var_names: Sequence[str] | None = None
+        registry: Mapping[str, Any],
+        var_names: Sequence[str] | np.ndarray | Mapping[str, Any] | None = None,
     ) -> "Schema":
         """The schema in a registry that scvi-tools (or :meth:`registry`) made.
 

@@ -76,13 +76,18 @@ def _of_markers(schema: Schema, markers: pd.DataFrame) -> Schema:
 
 
 def fit_settings(
-    config: RunConfig, total_steps: int | None, run_dir: Path, resume: bool
+    config: RunConfig, schema: Schema, total_steps: int | None, run_dir: Path, resume: bool
 ) -> FitSettings:
-    """How to train, for so many steps if that is known."""
+    """How to train on such data, for so many steps if that is known."""
     train = config.train
+    plan: Any = train.plan_for(total_steps)
+    is_measured = config.model.arguments.get("override_missing_proteins", False)
+    lacks_proteins = schema.protein_batch_mask is not None and not is_measured
+    if train.adversary_where_proteins_lack and lacks_proteins:
+        plan = replace(plan, adversarial_classifier=True)
     return FitSettings(
         train=train.fit,
-        plan=train.plan_for(total_steps),
+        plan=plan,
         split=config.data.split,
         loader=train.loader,
         sampling=train.sampling,

@@ -28,6 +28,8 @@ MODEL = "model"
 MEASURES = {
     "evaluation/elbo": "ELBO",
     "evaluation/reconstruction_loss": "reconstruction error",
+    "evaluation/reconst_loss_gene": "reconstruction error of genes",
+    "evaluation/reconst_loss_protein": "reconstruction error of proteins",
 }
 """Metric -> what a person reads."""
 
@@ -126,7 +128,13 @@ def _train(job: _Job) -> Any:
             step.say(str(path))
             return model_class.load(path, job.manager.store)
     model = new_model(config, job.manager)
-    settings = fit_settings(config, job.plan.total_steps, folder.path, folder.checkpoints_exist)
+    settings = fit_settings(
+        config,
+        job.manager.schema,
+        job.plan.total_steps,
+        run_dir=folder.path,
+        resume=folder.checkpoints_exist,
+    )
     with display.progress("Training") as (update, step):
         update(0.0, "starting the workers" if settings.ray else "starting")
         fitted = model.fit(

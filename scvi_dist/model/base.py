@@ -258,8 +258,12 @@ class BaseModel(TrainedModel, ABC):
         model.to_device(there)
         cells = saved_cells(dir_path, prefix) if adata is None else adata
         if cells is not None and cells is not False:
-            model._binding.attach(cells)
+            model._attach(cells)
         return model
+
+    def _attach(self, cells: Source) -> None:
+        """Make some cells, brought into the model's schema, its own."""
+        self._binding.attach(cells)
 
     @classmethod
     @abstractmethod

@@ -113,9 +113,21 @@ class DataAccess:
         """Forget how some data was set up; all but the model's own where None."""
         self._binding.deregister(adata)
 
-    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
-        """Genes, object array of str."""
-        return np.array(self.schema.var_names, dtype=object)
+    def get_var_names(
+        self, legacy_mudata_format: bool = False
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Genes, object array of str; of a MuData the features of each modality that is used.
+
+        ``legacy_mudata_format`` joins the features of all modalities.
+        """
+        genes = np.array(self.schema.var_names, dtype=object)
+        if self.schema.setup.modalities is None:
+            return genes
+        within = dict(self.schema.setup.modalities)
+        proteins = np.array(self.schema.protein_names, dtype=object)
+        if legacy_mudata_format:
+            return np.concatenate([genes, proteins])
+        return {within["rna_layer"]: genes, within["protein_layer"]: proteins}
 
     def view_anndata_setup(self, adata: Source = None, hide_state_registries: bool = False) -> None:
         """Print how the model's data, or other data in its schema, is set up."""

@@ -35,8 +35,8 @@ class SavedModel:
 
     state_dict: Mapping[str, Tensor]
     """The module's parameters and buffers, on the CPU, under scvi-tools' names."""
-    var_names: np.ndarray
-    """Gene names, object ``[n_vars]`` of str."""
+    var_names: np.ndarray | Mapping[str, np.ndarray]
+    """Gene names, object ``[n_vars]`` of str; of a MuData those of each modality."""
     attributes: Mapping[str, Any]
     """The model's attributes whose names end in ``_``, such as ``registry_``."""
 
@@ -52,7 +52,7 @@ def write_model_file(url: str | os.PathLike[str], saved: SavedModel) -> None:
     state_dict[_PYRO_KEY] = {"params": {}, "constraints": {}}
     content = {
         STATE_DICT_KEY: state_dict,
-        VAR_NAMES_KEY: np.asarray(saved.var_names, dtype=object),
+        VAR_NAMES_KEY: _names(saved.var_names),
         ATTRIBUTES_KEY: dict(saved.attributes),
     }
     if is_remote(url):
@@ -96,9 +96,15 @@ def read_model_file(url: str | os.PathLike[str]) -> SavedModel:
         raise StoreCorrupt(f"{where}: the state dict's entry {strays[0]!r} is not a tensor.")
     return SavedModel(
         state_dict=state_dict,
-        var_names=np.asarray(content[VAR_NAMES_KEY], dtype=object),
+        var_names=_names(content[VAR_NAMES_KEY]),
         attributes=content[ATTRIBUTES_KEY],
     )
+
+
+def _names(names: Any) -> Any:
+    if isinstance(names, Mapping):
+        return {str(name): _names(of_modality) for name, of_modality in names.items()}
+    return np.asarray(names, dtype=object)
 
 
 def read_torch_file(url: str | os.PathLike[str]) -> Any:

@@ -110,7 +110,11 @@ class LabelModel(CountModel):
         if not ig_interpretability:
             return answer
         options = AttributionOptions.of(ig_args)
-        return answer, gene_attributions(self.module, cells, self.get_var_names(), options)
+        return answer, gene_attributions(self.module, cells, self._genes, options)
+
+    @property
+    def _genes(self) -> np.ndarray:
+        return np.array(self.schema.var_names, dtype=object)
 
     def get_ranked_features(
         self, adata: Source = None, attrs: np.ndarray | None = None
@@ -131,4 +135,4 @@ class LabelModel(CountModel):
                 "predict(ig_interpretability=True) ranks the genes without keeping them."
             )
         mean_g, std_g = attrs.mean(axis=0), attrs.std(axis=0)
-        return ranked_features(self.get_var_names(), mean_g, std_g, len(attrs))
+        return ranked_features(self._genes, mean_g, std_g, len(attrs))

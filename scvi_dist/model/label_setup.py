@@ -139,14 +139,19 @@ def _starting_weights(known: "BaseModel", model: "BaseModel") -> dict[str, Tenso
     return weights
 
 
+def release_of(scvi_version: Any) -> tuple[int, ...] | None:
+    """Major and minor number of a release of scvi-tools; None if it cannot be told."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", str(scvi_version))[:2])
+    return numbers if len(numbers) == 2 else None
+
+
 def legacy_classifier(arguments: Mapping[str, Any], scvi_version: Any) -> dict[str, Any]:
     """Constructor arguments of a saved model, of which a classifier's may have to be completed.
 
     Before scvi-tools 1.1 a classifier gave probabilities unless it was told otherwise.
     """
-    numbers = re.findall(r"\d+", str(scvi_version))[:2]
-    version = tuple(int(number) for number in numbers)
-    if len(version) < 2 or version >= FIRST_WITH_LOGITS:
+    version = release_of(scvi_version)
+    if version is None or version >= FIRST_WITH_LOGITS:
         return dict(arguments)
     given = arguments.get("classifier_parameters") or {}
     return {**arguments, "classifier_parameters": {"logits": False, **given}}

@@ -25,7 +25,6 @@ from scvi_dist.analysis.protein_expression import (
     protein_names,
 )
 from scvi_dist.analysis.streaming import StoreCells
-from scvi_dist.errors import ConfigError
 from scvi_dist.model.binding import Source
 from scvi_dist.model.count_model import BatchNames, batch_codes, in_store
 from scvi_dist.model.genes import gene_columns, protein_columns
@@ -57,14 +56,13 @@ class ProteinModel(LatentModel):
     ) -> np.ndarray | str:
         """Library size of the genes of each cell, float32 ``[n, 1]``.
 
-        ``give_mean=False`` gives a draw, which is the observed size for models that infer none.
+        The observed size for models that infer none, where scvi-tools gives the mean of a
+        posterior that was never trained.
         """
         check_loader_arguments(data_loader_kwargs)
         self._check_if_trained()
-        if out is not None:
-            raise ConfigError("library sizes are one number a cell: they do not go to a store.")
-        cells = self._cells_of(adata, indices, batch_size, dataloader, seed)
-        return library_sizes(self.module, cells, give_mean=give_mean)
+        cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
+        return library_sizes(self.module, cells, give_mean=give_mean, out=out)
 
     def get_normalized_expression(
         self,

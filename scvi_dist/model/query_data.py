@@ -10,6 +10,7 @@ import pandas as pd
 
 from scvi_dist.data.open import is_anndata, open_store
 from scvi_dist.data.padded import PaddedStore
+from scvi_dist.data.schema import Schema
 from scvi_dist.data.store import Store
 from scvi_dist.errors import ConfigError
 from scvi_dist.model.binding import Source
@@ -26,9 +27,12 @@ MIN_SHARED_GENES = 0.8
 
 def reference_genes(reference: "BaseModel | str | os.PathLike[str]") -> pd.Index:
     """Genes of a reference, a model or the folder of one, in its order."""
-    if isinstance(reference, str | os.PathLike):
-        return pd.Index(read_directory(reference).var_names)
-    return pd.Index(reference.get_var_names())
+    if not isinstance(reference, str | os.PathLike):
+        return pd.Index(reference.schema.var_names)
+    saved = read_directory(reference)
+    if isinstance(saved.var_names, Mapping):
+        return pd.Index(Schema.from_registry(saved.attributes["registry_"]).var_names)
+    return pd.Index(saved.var_names)
 
 
 def prepared(source: Source, genes: pd.Index, inplace: bool) -> "AnnData | Store | None":

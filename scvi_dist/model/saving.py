@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
+MDATA_FILE = "mdata.h5mu"
 LEGACY_FILE = "model_params.pt"
 READ_WHOLE_BYTES = 2 << 30
 """An ``adata.h5ad`` beside a model is read into memory up to this size, else left on disk."""
@@ -45,7 +46,7 @@ def save_directory(
 ) -> None:
     """Write a model, and its cells where a manager is given.
 
-    ``write_arguments`` are for ``AnnData.write_h5ad``.
+    ``write_arguments`` are for ``AnnData.write_h5ad`` or ``MuData.write_h5mu``.
 
     Raises
     ------
@@ -61,7 +62,8 @@ def save_directory(
     if not is_remote(url):
         os.makedirs(url, exist_ok=True)
     if manager is not None:
-        path = join_url(url, f"{prefix or ''}{ADATA_FILE}")
+        is_mudata = manager.schema.setup.modalities is not None
+        path = join_url(url, f"{prefix or ''}{MDATA_FILE if is_mudata else ADATA_FILE}")
         _save_cells(manager, path, dict(write_arguments or {}))
     write_model_file(join_url(url, f"{prefix or ''}{MODEL_FILE}"), saved)
 
@@ -74,10 +76,13 @@ def _save_cells(manager: AnnDataManager, path: str, write_arguments: dict[str, A
             "it can be loaded with the path or URL of its data."
         )
     locator = manager.store.locator
-    is_whole_file = locator.kind == "h5ad" and not is_remote(locator.url)
+    is_mudata = manager.schema.setup.modalities is not None
+    kind = "h5mu" if is_mudata else "h5ad"
+    is_whole_file = locator.kind == kind and not is_remote(locator.url)
     # A backed AnnData would move over to the file that it is written to.
     if manager.adata is not None and not manager.adata.isbacked:
-        manager.adata.write_h5ad(path, **write_arguments)
+        write = manager.adata.write_h5mu if is_mudata else manager.adata.write_h5ad  # type: ignore
+        write(path, **write_arguments)
     elif write_arguments:
         raise ConfigError(
             f"save() was given {', '.join(write_arguments)} for AnnData.write_h5ad, but the cells "
@@ -86,6 +91,11 @@ def _save_cells(manager: AnnDataManager, path: str, write_arguments: dict[str, A
     elif is_whole_file:
         if normalise_url(locator.url) != path:
             shutil.copyfile(normalise_url(locator.url), path)
+    elif is_mudata:
+        raise ConfigError(
+            f"save_anndata writes a MuData that is in memory or in an h5mu file; these cells are "
+            f"in {locator.redacted_url}. Save the model alone, and load it with that path or URL."
+        )
     elif manager.schema.setup.layer is None:
         write_h5ad(manager.store, path, overwrite=True)
     else:
@@ -147,7 +157,7 @@ def read_model(
             f"{where} holds a {written_by} model, not a {allowed[0]} model. "
             f"Load it with scvi_dist.model.{written_by}.load."
         )
-    schema = Schema.from_registry(registry, saved.var_names.tolist())
+    schema = Schema.from_registry(registry, saved.var_names)
     return saved, schema, init_arguments(saved.attributes, where)
 
 
@@ -162,15 +172,17 @@ def _fetch(source: str, target: str) -> None:
 
 
 def saved_cells(dir_path: PathLike, prefix: str | None = None) -> Any:
-    """The cells saved beside a model: an AnnData, or the path of a large one; None without any.
+    """The cells saved beside a model: an AnnData or a MuData, or the path of a large one; None
+    without any.
 
     Warns
     -----
     UserWarning
         There are none.
     """
-    url = join_url(dir_path, f"{prefix or ''}{ADATA_FILE}")
-    if not exists(url):
+    urls = [join_url(dir_path, f"{prefix or ''}{name}") for name in (ADATA_FILE, MDATA_FILE)]
+    url = next((url for url in urls if exists(url)), None)
+    if url is None:
         warnings.warn(
             f"{redact_url(normalise_url(dir_path))} contains no saved anndata and no adata was "
             "passed. The model is loaded without data.",
@@ -180,6 +192,10 @@ def saved_cells(dir_path: PathLike, prefix: str | None = None) -> Any:
         return None
     if is_remote(url) or file_facts(url).size > READ_WHOLE_BYTES:
         return url
+    if url == urls[1]:
+        from mudata import read_h5mu
+
+        return read_h5mu(url)
     from anndata import read_h5ad
 
     return read_h5ad(url)

@@ -4,13 +4,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, Unpack, cast
 
+import numpy as np
+
 from scvi_dist.data.mudata_setup import mudata_setup
-from scvi_dist.data.open import is_anndata
+from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs
-from scvi_dist.errors import ConfigError, FieldNotFound, did_you_mean
 from scvi_dist.model.binding import DataBinding, Source, column_names, set_up
 from scvi_dist.model.count_modules import new_totalvae
+from scvi_dist.model.file_format import SavedModel
+from scvi_dist.model.protein_files import legacy_background, remasked, with_efficiency
 from scvi_dist.model.protein_model import ProteinModel
 from scvi_dist.model.train_arguments import training_plan_config
 from scvi_dist.model.train_call import TrainCall, TrainOptions
@@ -31,8 +34,6 @@ class TOTALVI(ProteinModel):
     adata
         What was given to :meth:`setup_mudata` or :meth:`setup_anndata`: an object in memory, a
         path or URL of a store, a list of them, a store; or an AnnDataManager.
-    registry
-        scvi-tools' registry, for a model without data.
     n_latent
         Dimensions of the latent space.
     gene_dispersion, protein_dispersion
@@ -46,6 +47,8 @@ class TOTALVI(ProteinModel):
         some cells of each panel, has its lower one; by default with more than ten proteins.
     override_missing_proteins
         Take a protein without counts in a batch for measured all the same.
+    registry
+        scvi-tools' registry, for a model without data.
     **model_kwargs
         Further arguments of :class:`~scvi_dist.module.TOTALVAE`.
 
@@ -64,7 +67,6 @@ class TOTALVI(ProteinModel):
     def __init__(
         self,
         adata: Source = None,
-        registry: Mapping[str, Any] | None = None,
         n_latent: int = 20,
         gene_dispersion: Literal["gene", "gene-batch", "gene-label"] = "gene",
         protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
@@ -72,6 +74,8 @@ class TOTALVI(ProteinModel):
         latent_distribution: Literal["normal", "ln"] = "normal",
         empirical_protein_background_prior: bool | None = None,
         override_missing_proteins: bool = False,
+        *,
+        registry: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> None:
         binding = DataBinding.given(adata, type(self).__name__, registry)
@@ -122,6 +126,23 @@ class TOTALVI(ProteinModel):
         return cls(registry=schema.registry(cls.__name__), **arguments)
 
     @classmethod
+    def _from_file(
+        cls, schema: Schema, arguments: Mapping[str, Any], saved: SavedModel, where: str
+    ) -> Self:
+        version = saved.attributes["registry_"].get("scvi_version")
+        completed = legacy_background(arguments, version)
+        return super()._from_file(schema, completed, with_efficiency(schema, saved), where)
+
+    def _attach(self, cells: Source) -> None:
+        super()._attach(cells)
+        mask = self._binding.manager_for().schema.protein_batch_mask
+        masks_proteins = not self.init_params_["non_kwargs"]["override_missing_proteins"]
+        if masks_proteins and mask != self.schema.protein_batch_mask:
+            # Other cells may have been measured with other proteins.
+            self.module = remasked(self.module, mask).eval()
+            self._use_adversarial_classifier = mask is not None
+
+    @classmethod
     def setup_anndata(
         cls,
         adata: Source,
@@ -146,7 +167,7 @@ class TOTALVI(ProteinModel):
         protein_expression_obsm_key
             Key of obsm that holds the counts of proteins.
         protein_names_uns_key
-            Key of uns that holds the names of the proteins, for an AnnData in memory.
+            Key of uns that holds the names of the proteins.
         batch_key
             Column of the batches.
         panel_key
@@ -158,7 +179,7 @@ class TOTALVI(ProteinModel):
         categorical_covariate_keys, continuous_covariate_keys
             Columns of further covariates.
         protein_names
-            The names themselves, for data in a store.
+            The names themselves.
 
         Raises
         ------
@@ -167,7 +188,7 @@ class TOTALVI(ProteinModel):
         """
         names = column_names(protein_names)
         if protein_names_uns_key is not None:
-            names = _names_in_uns(adata, protein_names_uns_key)
+            names = _names_in_uns(adata, layer, protein_names_uns_key)
         setup = SetupArgs(
             layer=layer,
             batch_key=batch_key,
@@ -319,14 +340,7 @@ def _layers_of(schema: Schema) -> dict[str, str] | None:
     return {name: within[name] for name in ("rna_layer", "protein_layer")} if within else None
 
 
-def _names_in_uns(adata: Source, key: str) -> tuple[str, ...]:
-    if not is_anndata(adata):
-        raise ConfigError(
-            "protein_names_uns_key looks into an AnnData in memory; for data in a store give the "
-            "names themselves: protein_names=[…]"
-        )
-    if key not in adata.uns:
-        raise FieldNotFound(
-            f"protein_names_uns_key: {key!r} is not in uns; {did_you_mean(key, adata.uns)}"
-        )
-    return tuple(str(name) for name in adata.uns[key])
+def _names_in_uns(adata: Source, layer: str | None, key: str) -> tuple[str, ...]:
+    """Names of proteins that uns holds; of a collection, that of its first part."""
+    found = open_store(adata, layer=layer).read_uns(key)
+    return tuple(str(name) for name in np.asarray(found).ravel())

@@ -41,12 +41,15 @@ def annotated(x_ng: np.ndarray) -> ad.AnnData:
         {"batch": pd.Categorical(rng.choice(["a", "b"], n)), "age": rng.random(n)},
         index=[f"c{i}" for i in range(n)],
     )
-    return ad.AnnData(sparse.csr_matrix(x_ng), obs=obs)
+    proteins = rng.poisson(3.0, (n, 5)).astype(np.float32)
+    return ad.AnnData(sparse.csr_matrix(x_ng), obs=obs, obsm={"adt": proteins})
 
 
-def source_of(path) -> CellSource:
+def source_of(path, protein_key: str | None = None) -> CellSource:
     store = open_store(path)
-    setup = SetupArgs(batch_key="batch", continuous_covariate_keys=("age",))
+    setup = SetupArgs(
+        batch_key="batch", continuous_covariate_keys=("age",), protein_key=protein_key
+    )
     return CellSource(store.locator, fit_schema(store, setup))
 
 
@@ -60,7 +63,10 @@ def sources(tmp_path_factory) -> dict[str, CellSource]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata.write_zarr(folder / "cells.zarr")
-    return {kind: source_of(folder / f"cells.{kind}") for kind in ("h5ad", "zarr")}
+    return {
+        "h5ad": source_of(folder / "cells.h5ad"),
+        "zarr": source_of(folder / "cells.zarr", protein_key="adt"),
+    }
 
 
 def plan_of(rows=None, **settings) -> ReadPlan:

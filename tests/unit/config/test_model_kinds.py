@@ -128,3 +128,13 @@ def test_sections_that_are_no_sections_are_refused() -> None:
     for text in ("train: 3", "train: {plan: 3}", "model: SCVI", "model: {name: 3}"):
         with pytest.raises(ConfigError):
             parse_run(f"data: {{store: a.zarr}}\noutput: {{dir: out}}\n{text}")
+
+
+def test_the_adversary_follows_from_the_data_unless_it_is_said() -> None:
+    assert run_of("TOTALVI").train.adversary_where_proteins_lack
+    said = run_of("TOTALVI", "train.plan.adversarial_classifier=false").train
+    assert not said.adversary_where_proteins_lack
+    both = ("train.plan.adversarial_classifier=false", "train.adversary_where_proteins_lack=true")
+    assert run_of("TOTALVI", *both).train.adversary_where_proteins_lack
+    with pytest.raises(ConfigError, match="SCVI has no proteins"):
+        run_of("SCVI", "train.adversary_where_proteins_lack=true")

@@ -4,7 +4,6 @@ One table: what is spoiled, what is done with it, and what the error says.
 """
 
 import re
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from scvi_dist.errors import (
     FieldNotFound,
     SchemaMismatch,
     ScviDistError,
-    StoreChanged,
     StoreCorrupt,
     StoreNotFound,
     UnsupportedStore,
 )
-from scvi_dist.testing import dense_of, small_atlas, write_atlas
+from scvi_dist.testing import small_atlas, write_atlas
 
 
 def atlas() -> Any:
@@ -368,117 +366,6 @@ def test_a_column_that_one_of_many_stores_lacks_is_told_with_the_store(tmp_path:
     ):
         with pytest.raises(SchemaMismatch, match=r"column 'batch'.*1\.h5ad does not have it"):
             use()
-
-
-# what looks bad and is read
-
-
-def test_a_csc_matrix_in_memory_is_read() -> None:
-    adata = atlas()
-    expected = dense_of(adata)
-    by_columns(adata)
-    np.testing.assert_array_equal(open_store(adata).read_rows([(0, 57)]).to_dense(), expected)
-
-
-def test_a_column_that_cannot_be_read_does_no_harm_to_others() -> None:
-    adata = atlas()
-    mixed_column(adata)
-    store = open_store(adata)
-    assert "mixed" not in store.obs_columns
-    fit_schema(store, SetupArgs(batch_key="batch"))
-
-
-@pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr"])
-def test_unused_categories_have_a_code(kind: str, tmp_path: Path) -> None:
-    source = changed(lambda adata: None, kind)(tmp_path)
-    schema = fit_schema(open_store(source), SetupArgs(batch_key="batch"))
-    assert schema.categories["batch"] == ("late", "early", "mid", "never")
-
-
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_more_entries_than_32_bits_can_count(kind: str, tmp_path: Path) -> None:
-    """Three small rows behind one of three thousand million entries that nobody wrote or reads."""
-    path = write_atlas(small_atlas(n=4, g=7), tmp_path / f"huge.{kind}")
-    n, first = 3_000_000_000, 3_000_000_000 - 6
-    indptr = np.array([0, first, first + 1, first + 4, n], dtype=np.int64)
-    root: Any = (
-        h5py.File(path, "r+")
-        if kind == "h5ad"
-        else zarr.open_group(path, mode="r+", use_consolidated=False)
-    )
-    for name in ("indptr", "indices", "data"):
-        del root[f"X/{name}"]
-    tail = {"indices": np.array([3, 0, 2, 6, 1, 5]), "data": np.arange(1.0, 7.0)}
-    if kind == "h5ad":
-        root["X/indptr"] = indptr
-    else:
-        root["X"].create_array("indptr", data=indptr)
-    for name, values in tail.items():
-        options = {"dtype": "i4" if name == "indices" else "f4", "chunks": (1 << 20,)}
-        array = (
-            root.create_dataset(f"X/{name}", (n,), compression="gzip", **options)
-            if kind == "h5ad"
-            else root["X"].create_array(name, shape=(n,), **options)
-        )
-        array[first:] = values
-    root.close() if kind == "h5ad" else root.update_attributes({})
-    with open_store(path) as store:
-        block = store.read_rows([(1, 4)])
-        assert block.indptr.tolist() == [0, 1, 4, 6]
-        assert block.indices.tolist() == [3, 0, 2, 6, 1, 5]
-        assert block.data.tolist() == [1, 2, 3, 4, 5, 6]
-        assert store.storage_facts().n_stored == n
-        chosen = store.read_rows([(3, 4), (1, 2)], np.array([5, 3]))
-        assert chosen.to_dense().tolist() == [[6, 0], [0, 1]]
-        assert len(store.digest()) == 32
-
-
-# a store that is written to while it is read
-
-
-@pytest.mark.parametrize("compression", [None, "gzip"])
-def test_an_h5ad_that_is_replaced_is_noticed(compression: Any, tmp_path: Path) -> None:
-    path = write_atlas(atlas(), tmp_path / "a.h5ad", compression=compression)
-    other = write_atlas(small_atlas(n=60, seed=5), tmp_path / "b.h5ad", compression=compression)
-    with open_store(path) as store:
-        digest = store.digest()
-        store.read_rows([(0, 9)])
-        shutil.copy(other, path)
-        with pytest.raises(StoreChanged, match=r"a\.h5ad was changed while it was read"):
-            store.read_rows([(0, 57)])
-    # HDF5 goes on with what it knows of a file until its last handle is closed.
-    with store.locator.open() as again:
-        assert again.digest() != digest
-        assert again.read_rows([(0, 60)]).n_cells == 60
-
-
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_zarr_store_that_is_replaced_is_noticed(zarr_format: int, tmp_path: Path) -> None:
-    path = write_atlas(atlas(), tmp_path / "a.zarr", zarr_format=zarr_format)
-    with open_store(path) as store:
-        digest = store.digest()
-        store.read_rows([(0, 9)])
-        shutil.rmtree(path)
-        write_atlas(small_atlas(n=57, seed=5), path, zarr_format=zarr_format)
-        with pytest.raises(
-            StoreChanged, match=r"a\.zarr: X/\w+ was written anew while it was read"
-        ):
-            store.read_rows([(0, 57)])
-        with store.locator.open() as again:
-            assert again.digest() != digest
-
-
-def test_a_shard_that_is_replaced_is_named(tmp_path: Path) -> None:
-    paths = [write_atlas(atlas(), tmp_path / f"{i}.h5ad") for i in range(3)]
-    with open_store(paths) as store:
-        digest = store.digest()
-        paths[1].unlink()
-        write_atlas(small_atlas(seed=5), paths[1])
-        store.read_rows([(0, 57)])
-        with pytest.raises(StoreChanged, match=r"1\.h5ad was changed"):
-            store.read_rows([(60, 70)])
-        with store.locator.open() as again:
-            assert again.digest() != digest
 
 
 def test_repeated_cells_are_found_across_chunks() -> None:

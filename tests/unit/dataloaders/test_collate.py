@@ -105,7 +105,10 @@ def test_dense_tensors_are_the_sparse_ones(cells):
 def test_entries_take_eight_bytes_at_most_and_keep_their_values(dtype, index):
     block = csr(np.eye(9), dtype, index)
     source = SimpleNamespace(
-        store=SimpleNamespace(read_rows=lambda ranges, genes: block), genes=None, where="a store"
+        store=SimpleNamespace(read_rows=lambda ranges, genes: block),
+        genes=None,
+        proteins=None,
+        where="a store",
     )
     part = read_part(next(tasks_in_order(np.arange(9), 9, 9)), 0, 1, source, check=False)
     counts = part.counts
