@@ -21,6 +21,8 @@ from scvi_dist.data.sharded_writer import ShardedWriter
 from scvi_dist.errors import ConfigError
 
 MAX_SHARD_ROWS = 65_536
+_DIGESTED_CELLS = 1_024
+"""Cells whose proteins are looked at to tell whether they are still the same."""
 X = "X"
 """The result that becomes X; all others become tables in obsm."""
 
@@ -129,6 +131,7 @@ def stored(cells: Any) -> StoreCells:
 
 def fingerprint(module: nn.Module, cells: StoreCells, what: Mapping[str, Any]) -> str:
     """32 hex digits of everything that the results follow from."""
+    proteins = cells.source.proteins
     facts = {
         "version": 1,
         "what": dict(what),
@@ -137,6 +140,8 @@ def fingerprint(module: nn.Module, cells: StoreCells, what: Mapping[str, Any]) -
         "cells": cells.selection.digest(),
         "schema": cells.source.schema.digest(),
         "seed": cells.config.seed,
+        # A store's digest is that of its counts of genes.
+        **({} if proteins is None else {"proteins": proteins.digest(_DIGESTED_CELLS)}),
     }
     return blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

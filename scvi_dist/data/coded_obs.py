@@ -3,6 +3,8 @@
 Axis suffixes: ``n`` cells, ``k`` columns.
 """
 
+from hashlib import blake2b
+
 import numpy as np
 
 from scvi_dist.data.schema import Schema
@@ -72,6 +74,14 @@ class CodedObs:
             else:
                 taken[field.registry_key] = values_nk[rows].astype(dtype, copy=False)
         return taken
+
+    def digest(self) -> str:
+        """32 hex digits of the codes and numbers of all cells."""
+        found = blake2b(digest_size=16)
+        for key, values_nk in sorted(self._values.items()):
+            found.update(f"{key} {values_nk.dtype} {values_nk.shape}".encode())
+            found.update(np.ascontiguousarray(values_nk).tobytes())
+        return found.hexdigest()
 
     @property
     def nbytes(self) -> int:

@@ -140,23 +140,26 @@ class AnnDataManager:
         return pd.DataFrame(values_nk, index=self.store.obs_names(), columns=list(columns))
 
     def _counts(self) -> Any:
-        layer = self.schema.setup.layer
-        in_memory = self.adata
+        setup, in_memory = self.schema.setup, self.adata
         # A view (genes put in order, cells left out) is not what the AnnData has.
         if in_memory is None or self.store.locator.kind != "memory":
             return self.store.read_rows([(0, self.store.n_obs)]).to_scipy()
-        if layer == "raw":
-            return in_memory.raw.X
-        return in_memory.X if layer is None else in_memory.layers[layer]
+        if setup.rna_modality is not None:
+            in_memory = in_memory.mod[setup.rna_modality]  # type: ignore[attr-defined]
+        return _matrix_of(in_memory, setup.layer)
 
     def _proteins(self) -> Any:
-        key = self.schema.setup.protein_key
-        if self.adata is not None and self.store.locator.kind == "memory":
-            return self.adata.obsm[key]
-        reader = protein_reader(self.store, self.schema.setup, self.schema.protein_names)
-        values_np = reader.read([(0, self.store.n_obs)])
-        names = list(self.schema.protein_names)
-        return pd.DataFrame(values_np, index=self.store.obs_names(), columns=names)
+        setup, in_memory = self.schema.setup, self.adata
+        assert setup.protein_key is not None, "the registry has proteins"
+        if in_memory is None or self.store.locator.kind != "memory":
+            reader = protein_reader(self.store, setup, self.schema.protein_names)
+            values_np = reader.read([(0, self.store.n_obs)])
+            names = list(self.schema.protein_names)
+            return pd.DataFrame(values_np, index=self.store.obs_names(), columns=names)
+        if setup.modalities is None:
+            return in_memory.obsm[setup.protein_key]
+        modality, _, layer = setup.protein_key.partition(":")
+        return _matrix_of(in_memory.mod[modality], layer or None)  # type: ignore[attr-defined]
 
     def coded_obs(self) -> CodedObs:
         """The codes of all cells; built on the first call."""
@@ -222,6 +225,13 @@ class AnnDataManager:
             names = field.columns or (field.registry_key,)
             for column, codes in zip(names, self.schema.categories_of(field), strict=False):
                 show(f"{field.registry_key}: codes of {column}", dict(enumerate(codes)))
+
+
+def _matrix_of(adata: "AnnData", layer: str | None) -> Any:
+    """X, a layer or raw.X of an AnnData in memory."""
+    if layer is None:
+        return adata.X
+    return adata.raw.X if layer == "raw" else adata.layers[layer]
 
 
 @dataclass(frozen=True, slots=True)

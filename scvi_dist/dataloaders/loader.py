@@ -3,12 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.data.store import Store
-from scvi_dist.dataloaders.budget import block_rows_for, fit_window, scratch_bytes_for
+from scvi_dist.dataloaders.budget import (
+    TRAIN_SHARE,
+    block_rows_for,
+    cells_budget,
+    fit_window,
+    scratch_bytes_for,
+)
 from scvi_dist.dataloaders.collate import CountGuard
 from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader_config import LoaderConfig
@@ -66,6 +73,12 @@ def make_plan(
             seed=seed,
         ),
     )
+
+
+def training_part(config: LoaderConfig, n_obs: int) -> LoaderConfig:
+    """The settings of the loader of training cells, of a store with so many cells in all."""
+    budget = cells_budget(config.budget_bytes, n_obs)
+    return replace(config, budget_bytes=max(1, int(budget * TRAIN_SHARE)))
 
 
 def planned_bytes(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from scvi_dist.config import RunConfig, open_run_store
 from scvi_dist.data import Store
 from scvi_dist.data.schema import Schema, fit_schema
-from scvi_dist.dataloaders.budget import INDEX_BYTES_PER_CELL, TRAIN_SHARE, cells_budget
+from scvi_dist.dataloaders.budget import INDEX_BYTES_PER_CELL
 from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
-from scvi_dist.dataloaders.loader import make_plan, planned_bytes
+from scvi_dist.dataloaders.loader import make_plan, planned_bytes, training_part
 from scvi_dist.dataloaders.sampling import sample_rows
 from scvi_dist.dataloaders.split import Split, split_rows
 from scvi_dist.errors import OutputExists
@@ -199,8 +199,7 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
     """The plan of a run on an open store."""
     fit, loader, world = config.train.fit, config.train.loader, config.train.world
     split = split_rows(store.n_obs, config.data.split, fit.batch_size)
-    budget = cells_budget(loader.budget_bytes, store.n_obs)
-    share = replace(loader, budget_bytes=max(1, int(budget * TRAIN_SHARE)))
+    share = training_part(loader, store.n_obs)
     train_rows = sample_rows(split.train, store, config.train.sampling, fit.seed)
     reading = make_plan(
         train_rows,

@@ -4,15 +4,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvi_dist.data.manager import AnnDataManager
+from scvi_dist.data.schema_pass import protein_reader
 from scvi_dist.data.store import StoreLocator
-from scvi_dist.dataloaders.budget import block_rows_for
 from scvi_dist.dataloaders.labelled_cells import LabelledConfig, is_labelled
+from scvi_dist.dataloaders.loader import make_plan, training_part
 from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.sampling_config import SamplingConfig
 from scvi_dist.dataloaders.source import CellSource, OpenSource, is_in_memory
@@ -87,7 +89,7 @@ def run(
     from scvi_dist.train.warm_up import warn_of_unfinished_warm_up
 
     split = _split_of(manager, settings)
-    locator, loader = _reachable(manager, settings)
+    locator, loader = _reachable(manager, settings, split)
     job = FitJob(
         module=module,
         source=CellSource(locator, manager.schema, check_counts),
@@ -141,7 +143,9 @@ def _run_here(
     return fit(job, World(), tracker or NullTracker(), on_progress, extras)
 
 
-def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLocator, LoaderConfig]:
+def _reachable(
+    manager: AnnDataManager, settings: FitSettings, split: Split
+) -> tuple[StoreLocator, LoaderConfig]:
     """Where those who train find the cells: workers cannot see into this process's memory."""
     locator, loader = manager.store.locator, settings.loader
     if settings.ray is None or not is_in_memory(locator):
@@ -150,7 +154,7 @@ def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLoc
     from scvi_dist.data.writer import write_zarr
 
     assert settings.run_dir is not None, "checked with the settings"
-    path = Path(settings.run_dir) / "data" / f"{manager.store.digest()[:16]}.zarr"
+    path = Path(settings.run_dir) / "data" / f"{_name_of(manager)}.zarr"
     try:
         copy = open_store(path)
     except StoreError:
@@ -159,10 +163,23 @@ def _reachable(manager: AnnDataManager, settings: FitSettings) -> tuple[StoreLoc
         write_zarr(manager.store, path, overwrite=True)
         copy = open_store(path)
     # The order of cells follows from the blocks, and is to be the order without workers.
-    blocks = block_rows_for(
-        manager.store.chunk_rows, loader.window_cells, batch_size=settings.train.batch_size
+    plan = make_plan(
+        split.train,
+        manager.store,
+        training_part(loader, manager.store.n_obs),
+        batch_size=settings.train.batch_size,
+        dense_bytes=manager.schema.dense_bytes_per_cell,
     )
-    return copy.locator, replace(loader, block_rows=loader.block_rows or blocks)
+    return copy.locator, replace(loader, block_rows=plan.config.block_rows)
+
+
+def _name_of(manager: AnnDataManager) -> str:
+    """16 hex digits of all that is read of these cells: counts, columns of obs, proteins."""
+    facts = [manager.store.digest(), manager.schema.digest(), manager.coded_obs().digest()]
+    if manager.schema.n_proteins:
+        reader = protein_reader(manager.store, manager.schema.setup, manager.schema.protein_names)
+        facts.append(reader.digest())
+    return blake2b(" ".join(facts).encode(), digest_size=8).hexdigest()
 
 
 def starts_record(tracking: "Tracker | TrackingConfig | str | None") -> bool:

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_two_workers_end_where_one_process_ends(tmp_path: Path) -> None:
     """The bound on parameters holds in every step of every worker, or weights would differ."""
     rng = np.random.default_rng(0)

@@ -58,7 +58,7 @@ SCRIPTS = [
         genes=150,
         epochs=10,
         figure=r"([\d.]+)% of the others are right",
-        at_least=50,
+        at_least=30,
         files=("predictions.zarr",),
     ),
     Script(

@@ -38,7 +38,7 @@ def test_two_workers_train_what_one_process_trains(tmp_path: Path) -> None:
     SCVI.setup_anndata(cells, batch_key="batch")
     torch.manual_seed(0)
     reference = SCVI(cells, n_hidden=8, n_latent=3)
-    arguments = {"max_epochs": 2, "batch_size": 30, "plan_kwargs": {"weight_decay": 0.0}}
+    arguments = {"max_epochs": 2, "batch_size": 36, "plan_kwargs": {"weight_decay": 0.0}}
     states = []
     for workers in ({}, {"num_workers": 2, "run_dir": tmp_path / "run"}):
         torch.manual_seed(1)
@@ -53,4 +53,4 @@ def test_two_workers_train_what_one_process_trains(tmp_path: Path) -> None:
                 assert torch.equal(value, before[name]), name
         states.append(after)
     for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        np.testing.assert_allclose(states[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)

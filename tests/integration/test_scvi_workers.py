@@ -41,6 +41,7 @@ def _model(adata: anndata.AnnData) -> SCVI:
     return SCVI(adata, n_hidden=16, n_latent=4)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_workers_train_an_anndata_in_memory(tmp_path: Path) -> None:
     """The cells are written to the run's folder once, since workers cannot see this memory."""
     adata = _atlas()

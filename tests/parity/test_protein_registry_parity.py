@@ -144,4 +144,7 @@ def test_of_a_mudata(scvi: Any, keys: dict[str, Any], within: dict[str, str]) ->
         theirs = scvi.model.TOTALVI(copy).adata_manager
         store = open_store(both, modality="rna")
         schema = fit_schema(store, mudata_setup(keys, modalities))
-    assert_same(AnnDataManager(store, schema, "TOTALVI"), theirs)
+    manager = AnnDataManager(store, schema, "TOTALVI", both)
+    assert_same(manager, theirs)
+    counts = theirs.get_from_registry("X")
+    np.testing.assert_array_equal(manager.get_from_registry("X"), counts)

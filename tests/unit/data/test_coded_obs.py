@@ -78,3 +78,15 @@ def test_data_that_the_schema_does_not_know_is_refused(adata: anndata.AnnData) -
     other.obs.loc[other.obs_names[33], "batch"] = "z"
     with pytest.raises(SchemaMismatch, match="'z'"):
         CodedObs(schema, open_store(other), chunk_rows=10)
+
+
+def test_a_digest_tells_other_cells(adata: anndata.AnnData) -> None:
+    schema = fit_schema(open_store(adata), SETUPS[1])
+
+    def digest(cells: anndata.AnnData, chunk_rows: int = 200_000) -> str:
+        return CodedObs(schema, open_store(cells), chunk_rows).digest()
+
+    assert digest(adata) == digest(adata.copy(), chunk_rows=7)
+    other = adata.copy()
+    other.obs["batch"] = adata.obs["batch"].to_numpy()[::-1]
+    assert digest(other) != digest(adata)

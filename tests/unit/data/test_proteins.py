@@ -256,3 +256,17 @@ def test_every_kind_of_store_gives_the_same_schema_and_proteins(kind: str, tmp_p
     assert list(store.read_uns("names")) == NAMES
     with pytest.raises(FieldNotFound, match="uns"):
         store.read_uns("nothing of the kind")
+
+
+def test_a_digest_tells_other_counts() -> None:
+    proteins_np = counts()
+    changed = proteins_np.copy()
+    changed[59, 0] += 1
+
+    def digests(values: np.ndarray) -> tuple[str, str, str]:
+        store = open_store(cells_of(values, three_batches()))
+        reader = protein_reader(store, SETUP, NAMES)
+        return reader.digest(), reader.digest(N), reader.digest(2)
+
+    assert digests(proteins_np) == digests(proteins_np.copy())
+    assert not set(digests(proteins_np)) & set(digests(changed))
