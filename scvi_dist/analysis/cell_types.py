@@ -3,6 +3,7 @@
 Axis suffixes: ``n`` cells, ``c`` types.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ TYPE_PROBABILITIES = "X_cell_type_probabilities"
 
 
 def type_probabilities(
-    module: CellAssignModule, cells: Cells, *, out: Out = None
+    module: CellAssignModule, cells: Cells, types: Sequence[str], *, out: Out = None
 ) -> np.ndarray | str:
     """Probability of each type given the counts of each cell.
 
@@ -27,6 +28,8 @@ def type_probabilities(
         A trained module.
     cells
         Which cells.
+    types
+        Name of each type; an output holds them, and the most probable one of each cell.
     out
         Write to this store instead of returning an array.
 
@@ -36,7 +39,10 @@ def type_probabilities(
     """
     compute = partial(_probabilities, module=module)
     if out is not None:
-        layout = Layout(obsm={TYPE_PROBABILITIES: module.n_labels})
+        layout = Layout(
+            obsm={TYPE_PROBABILITIES: module.n_labels},
+            classes={TYPE_PROBABILITIES: tuple(types)},
+        )
         return write(module, stored(cells), compute, out, layout, {"cell_types": module.n_labels})
     return collect(module, cells, compute)[TYPE_PROBABILITIES]
 

@@ -3,6 +3,7 @@
 Axis suffixes: ``n`` cells, ``c`` classes.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,12 @@ LABEL_PROBABILITIES = "X_label_probabilities"
 
 
 def label_probabilities(
-    module: SCANVAE, cells: Cells, *, use_posterior_mean: bool = True, out: Out = None
+    module: SCANVAE,
+    cells: Cells,
+    classes: Sequence[str],
+    *,
+    use_posterior_mean: bool = True,
+    out: Out = None,
 ) -> np.ndarray | str:
     """Probability of each class given the counts of each cell.
 
@@ -27,6 +33,8 @@ def label_probabilities(
         A trained module.
     cells
         Which cells.
+    classes
+        Name of each class; an output holds them, and the most probable one of each cell.
     use_posterior_mean
         Classify the mean of the latent posterior; otherwise one draw from it.
     out
@@ -43,7 +51,10 @@ def label_probabilities(
     """
     compute = partial(_probabilities, module=module, use_posterior_mean=use_posterior_mean)
     if out is not None:
-        layout = Layout(obsm={LABEL_PROBABILITIES: module.n_labels})
+        layout = Layout(
+            obsm={LABEL_PROBABILITIES: module.n_labels},
+            classes={LABEL_PROBABILITIES: tuple(classes)},
+        )
         what = {"labels": module.n_labels, "use_posterior_mean": use_posterior_mean}
         return write(module, stored(cells), compute, out, layout, what)
     return collect(module, cells, compute)[LABEL_PROBABILITIES]

@@ -6,7 +6,7 @@ Axis suffixes: ``n`` cells, ``g`` genes.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +23,8 @@ from scvi_dist.errors import ConfigError
 MAX_SHARD_ROWS = 65_536
 _DIGESTED_CELLS = 1_024
 """Cells whose proteins are looked at to tell whether they are still the same."""
+PREDICTION = "prediction"
+"""Column of obs that holds the most probable class."""
 X = "X"
 """The result that becomes X; all others become tables in obsm."""
 
@@ -51,6 +53,9 @@ class Layout:
 
     obsm: Mapping[str, int]
     """Name of a result -> its columns."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Result that holds probabilities -> what each of its columns stands for. The most probable
+    class of each cell becomes the column ``prediction`` of obs."""
     x: Literal["dense", "csr"] | None = None
     """Whether there is a result ``X``, and how it is stored."""
     var_names: np.ndarray | tuple[str, ...] = ()
@@ -90,6 +95,7 @@ def write(
         n_obs=cells.n_cells,
         fingerprint=fingerprint(module, cells, what),
         obsm=layout.obsm,
+        columns=layout.classes,
         x=layout.x,
         var_names=layout.var_names,
         shard_rows=layout.shard_rows(output.budget_bytes),
@@ -106,7 +112,11 @@ def write(
             writer.write(start, stop, obsm=arrays, x=x_ng)
         if on_progress is not None:
             on_progress(stop, cells.n_cells)
-    writer.finish(pd.DataFrame(index=pd.Index(cells.obs_names(), dtype=object)))
+    obs = pd.DataFrame(index=pd.Index(cells.obs_names(), dtype=object))
+    for name, classes in layout.classes.items():
+        best_n = [writer.read(name, *shard).argmax(axis=1) for shard in writer.shards]
+        obs[PREDICTION] = pd.Categorical.from_codes(np.concatenate(best_n), list(classes))
+    writer.finish(obs)
     return writer.url
 
 

@@ -64,6 +64,8 @@ class ShardedWriter:
         with the same fingerprint and the same sizes.
     obsm
         Key -> columns of each float32 table.
+    columns
+        Key -> names of the columns of a table, kept as ``uns["<key>_columns"]``.
     x
         What X is: ``"dense"`` float32, ``"csr"`` float32, or None for no X.
     var_names
@@ -88,6 +90,7 @@ class ShardedWriter:
         n_obs: int,
         fingerprint: str,
         obsm: Mapping[str, int] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
         x: Literal["dense", "csr"] | None = None,
         var_names: Sequence[str] | np.ndarray = (),
         shard_rows: int = 65_536,
@@ -102,6 +105,12 @@ class ShardedWriter:
         self.n_obs = n_obs
         self.shard_rows = shard_rows
         self._obsm = dict(obsm or {})
+        self._columns = {key: [str(name) for name in v] for key, v in (columns or {}).items()}
+        for key, names in self._columns.items():
+            if self._obsm.get(key) != len(names):
+                raise PlanError(
+                    f"obsm[{key!r}] has {self._obsm.get(key)} columns, seen {len(names)} names."
+                )
         self._x = x
         self._var_names = [str(name) for name in var_names]
         self._options = dict(storage_options) if storage_options else None
@@ -252,6 +261,10 @@ class ShardedWriter:
         if x is not None and isinstance(x, CsrRows) != (self._x == "csr"):
             raise PlanError(f"X was announced as {self._x!r}; seen {type(x).__name__}.")
 
+    def read(self, key: str, start: int, stop: int) -> np.ndarray:
+        """float32 ``[stop - start, k]``: rows of a table that were written."""
+        return np.asarray(self._container.root[f"obsm/{key}"][start:stop])
+
     def finish(self, obs: pd.DataFrame | None = None) -> None:
         """Make the output an AnnData that ``anndata.read_zarr`` opens.
 
@@ -282,6 +295,9 @@ class ShardedWriter:
             self._join_csr()
         _write_obs(self._container, obs)
         write_names(self._container, "var", self._var_names)
+        for key, names in self._columns.items():
+            text = self._container.text(f"uns/{key}_columns", len(names), (len(names),))
+            text[...] = np.array(names, dtype=object)
         finish_anndata(self._container, **{_ATTRIBUTE: self._plan})
         self._is_finished = True
         self._remove_state()

@@ -267,7 +267,9 @@ class CellAssign(BaseModel):
             Cells of a forward pass; no result depends on it.
         out
             Path or URL of a Zarr store that the probabilities are written to, shard by shard,
-            as ``obsm["X_cell_type_probabilities"]`` with a column for each type.
+            as ``obsm["X_cell_type_probabilities"]``, with the types in
+            ``uns["X_cell_type_probabilities_columns"]`` and the most probable one of each cell as
+            ``obs["prediction"]``.
 
         Returns
         -------
@@ -282,7 +284,8 @@ class CellAssign(BaseModel):
         source = self._binding.open(adata, self._checks_counts)
         config = StreamConfig(batch_size=batch_size or BATCH_SIZE)
         cells = StoreCells(source, Selection(source.store.n_obs, indices), config)
-        values = type_probabilities(self.module, cells, out=out)
+        types = [str(name) for name in self.cell_type_markers.columns]
+        values = type_probabilities(self.module, cells, types, out=out)
         if isinstance(values, str):
             return values
         names = pd.Index(cells.obs_names(), dtype=object)

@@ -83,7 +83,9 @@ class LabelModel(CountModel):
         ig_args
             Of these: ``n_steps``, points of the integral (50).
         out
-            Write the probabilities to a store instead.
+            Write the probabilities to a store instead, as ``obsm["X_label_probabilities"]`` with
+            the labels in ``uns["X_label_probabilities_columns"]``, and the most probable label as
+            ``obs["prediction"]``.
 
         Returns
         -------
@@ -97,7 +99,11 @@ class LabelModel(CountModel):
             return pd.DataFrame(none, columns=self.class_names) if soft else np.array([], str)
         cells = self._cells_of(adata, indices, batch_size, dataloader, seed, out)
         found = label_probabilities(
-            self.module, cells, use_posterior_mean=use_posterior_mean, out=out
+            self.module,
+            cells,
+            [str(name) for name in self.class_names],
+            use_posterior_mean=use_posterior_mean,
+            out=out,
         )
         if isinstance(found, str):
             return found

@@ -155,7 +155,10 @@ def test_rows_come_back_in_the_order_asked_for(trained: CellAssign) -> None:
 def test_probabilities_go_to_a_store(trained: CellAssign, tmp_path: Path) -> None:
     url = trained.predict(out=tmp_path / "types.zarr")
     written = anndata.read_zarr(url)
-    np.testing.assert_array_equal(written.obsm["X_cell_type_probabilities"], trained.predict())
+    expected = trained.predict()
+    np.testing.assert_array_equal(written.obsm["X_cell_type_probabilities"], expected)
+    assert written.uns["X_cell_type_probabilities_columns"].tolist() == expected.columns.tolist()
+    assert (written.obs["prediction"] == expected.idxmax(axis=1)).all()
     assert written.obs_names.tolist() == trained.predict().index.tolist()
 
 

@@ -73,8 +73,10 @@ def test_predictions_of_any_cells_in_any_order(
     shuffled.obs["known"] = "?"
     np.testing.assert_array_equal(scanvi.predict(shuffled), scanvi.predict()[::-1])
     url = scanvi.predict(out=tmp_path / "labels.zarr")
-    written = anndata.read_zarr(url).obsm["X_label_probabilities"]
-    np.testing.assert_allclose(written, soft, rtol=1e-6)
+    written = anndata.read_zarr(url)
+    np.testing.assert_allclose(written.obsm["X_label_probabilities"], soft, rtol=1e-6)
+    assert written.uns["X_label_probabilities_columns"].tolist() == ["z", "x", "y"]
+    np.testing.assert_array_equal(written.obs["prediction"].astype(str), scanvi.predict())
     source = scanvi._binding.open(None, True)
     batch = {key: torch.from_numpy(v) for key, v in source.coded_obs.take(np.arange(5)).items()}
     batch["X"] = torch.from_numpy(cells.X[:5].toarray())
