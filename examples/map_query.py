@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anndata
 
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data import simulate_atlas
 from scvi_dist.model import SCVI
 
 

@@ -14,7 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data import simulate_atlas
 from scvi_dist.model import SCANVI, SCVI
 
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from scvi_dist import open_store
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data import simulate_atlas
 from scvi_dist.model import SCVI
 
 

@@ -53,7 +53,7 @@ def open_memory(locator: StoreLocator) -> Store:
         raise StoreError(
             "the data are an AnnData or a MuData in the memory of another process (or it was "
             "deleted), where this process cannot read. Write it with "
-            "scvi_dist.data.writer.write_zarr first and use the path."
+            "scvi_dist.data.write_zarr first and use the path."
         )
     if not hasattr(data, "mod"):
         return MemoryStore(data, locator.layer)

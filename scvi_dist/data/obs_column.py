@@ -38,7 +38,7 @@ def open_obs_column(locator: StoreLocator) -> "ObsColumnStore":
     if column is None:
         raise StoreError(
             f"{locator.redacted_url}: a computed column of obs is in the memory of another process "
-            "(or was deleted). Write the store with scvi_dist.data.writer.write_zarr first, and "
+            "(or was deleted). Write the store with scvi_dist.data.write_zarr first, and "
             "use that path."
         )
     return ObsColumnStore(locator.parts[0].open(), column, str(token))

@@ -47,7 +47,7 @@ def choose_engine(
             raise ConfigError(
                 "engine 'ray' was asked for, but the data is an AnnData in this process's memory, "
                 "which no other process can read. Write it to a store first "
-                "(scvi_dist.data.writer.write_zarr), or use engine 'local'."
+                "(scvi_dist.data.write_zarr), or use engine 'local'."
             )
         return EngineChoice("ray", "Ray Data reads because the configuration says so.")
     if config.engine == "local":

@@ -69,7 +69,7 @@ def run(job: FitJob, config: RayConfig, on_progress: OnProgress | None = None) -
     if is_in_memory(job.source.locator):
         raise ConfigError(
             "The cells are an AnnData in this process's memory, where Ray's workers cannot read. "
-            "Write them to a store first (scvi_dist.data.writer.write_zarr)."
+            "Write them to a store first (scvi_dist.data.write_zarr)."
         )
     starting_point(job)
     if job.run_dir is not None:
