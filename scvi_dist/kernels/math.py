@@ -19,10 +19,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-from scvi_dist.kernels.compiled import FUSED_MULTIPLY_ADD
+from scvi_dist.kernels.compiled import FUSED_MULTIPLY_ADD, OPTIONS
 
 _F = np.float32
 _INF = float("inf")
+_INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD)}
 
 
 # Formats: integer type, bits of the mantissa, exponent bias, and the bits of sqrt(1/2).
@@ -84,9 +85,7 @@ def _by_type(
     """Let compiled calls of ``function`` take one of two implementations."""
     choices = {types.float32: float32, types.float64: float64}
 
-    @overload(
-        function, strict=False, jit_options={"fastmath": set(FUSED_MULTIPLY_ADD), "nogil": True}
-    )
+    @overload(function, strict=False, jit_options=_INLINED)
     def choose(x: Any) -> Any:
         return choices.get(x)
 
@@ -107,7 +106,7 @@ _E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 
 
-def _exp32(x: float) -> float:
+def _exp32(x: float) -> Any:
     # Comparisons are written so that NaN passes through them.
     within = _EXP_LOW if x < _EXP_LOW else x
     within = _EXP_HIGH if within > _EXP_HIGH else within
@@ -131,8 +130,8 @@ _L5, _L4, _L3 = _F(-1.2420140846e-1), _F(1.4249322787e-1), _F(-1.6668057665e-1)
 _L2, _L1, _L0 = _F(2.0000714765e-1), _F(-2.4999993993e-1), _F(3.3333331174e-1)
 
 
-@njit(nogil=True, fastmath=set(FUSED_MULTIPLY_ADD))
-def _log32_core(f: float, e: float) -> float:
+@njit(**_INLINED)
+def _log32_core(f: float, e: float) -> Any:
     """``log(1 + f) + e log 2`` for ``1 + f`` between sqrt(1/2) and sqrt(2)."""
     z = f * f
     y = ((((_L8 * f + _L7) * f + _L6) * f + _L5) * f + _L4) * f + _L3
@@ -149,7 +148,7 @@ def log(x: float) -> float:
 _TINY32, _TWO23 = _F(1.1754943508222875e-38), _F(8388608.0)
 
 
-def _log32(x: float) -> float:
+def _log32(x: float) -> Any:
     small = x < _TINY32
     normal = x * _TWO23 if small else x
     e = _exponent(normal)
@@ -191,7 +190,7 @@ def log1p(x: float) -> float:
     return math.log1p(x) if x > -1 else (-_INF if x == -1 else math.nan)
 
 
-def _log1p32(x: float) -> float:
+def _log1p32(x: float) -> Any:
     u = _F(1.0) + x
     # What the sum has lost, exactly; Knuth's two-sum.
     v = u - _F(1.0)
@@ -205,7 +204,13 @@ def _log1p32(x: float) -> float:
 
 
 def _log1p64(x: float) -> float:
-    return math.log1p(x) if x > -1.0 else (-_INF if x == -1.0 else math.nan)
+    u = 1.0 + x
+    v = u - 1.0
+    lost = (1.0 - (u - v)) + (x - v)
+    y = log(u) + lost / u
+    y = y if x < _INF else x
+    y = y if x != -1.0 else -_INF
+    return math.nan if x < -1.0 else y
 
 
 _by_type(log1p, _log1p32, _log1p64)
@@ -216,7 +221,7 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-def _softplus32(x: float) -> float:
+def _softplus32(x: float) -> Any:
     positive = x if x > _F(0.0) else _F(0.0)
     return positive + log1p(exp(-x if x > _F(0.0) else x))
 
@@ -235,7 +240,7 @@ def sigmoid(x: float) -> float:
     return (1.0 if x > 0 else e) / (1.0 + e)
 
 
-def _sigmoid32(x: float) -> float:
+def _sigmoid32(x: float) -> Any:
     e = exp(-x if x > _F(0.0) else x)
     return (_F(1.0) if x > _F(0.0) else e) / (_F(1.0) + e)
 
