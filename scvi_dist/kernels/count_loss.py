@@ -112,6 +112,7 @@ def _detached(problem: CountProblem, tensors: tuple[Tensor | None, ...]) -> Coun
     plain = [None if tensor is None else tensor.detach() for tensor in tensors]
     pairs = zip(plain[3::2], plain[4::2], strict=True)
     heads = [None if w is None or b is None else Head(w, b) for w, b in pairs]
+    assert heads[0] is not None
     return replace(
         problem,
         hidden_nh=plain[0],

@@ -4,6 +4,7 @@ Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden un
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,13 +76,13 @@ class _Evaluation:
         for name, head in problem.heads:
             if f"{name}.weight" in wanted:
                 self.gradients[f"{name}.weight"] = torch.empty_like(head.weight_gh)
+        self.table = None if problem.log_theta_tg is None else _table(problem.log_theta_tg)
         self.parts = [self._part(k) for k in range(threads.n_threads())]
 
     def _part(self, thread: int) -> _Part:
         g, real = self.p.counts.n_genes, self.real
         heads = dict(self.p.heads)
         table = self.p.log_theta_tg
-        theta, inverse, ratio = self._table(thread)
         return _Part(
             GeneSums(
                 theta=np.zeros((0 if table is None else len(table), g), real),
@@ -89,7 +90,7 @@ class _Evaluation:
                 dropout_bias=np.zeros(g if "dropout" in heads else 0, real),
                 dispersion_bias=np.zeros(g if "dispersion" in heads else 0, real),
             ),
-            Dispersions(theta, inverse, ratio),
+            self.table or self._own_table(thread),
             Scratch(
                 scale=_SPACE.array(f"scale {thread}", (g,), real),
                 slope=_SPACE.array(f"slope {thread}", (g,), real),
@@ -98,25 +99,11 @@ class _Evaluation:
             ),
         )
 
-    def _table(self, thread: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``θ``, ``1 / (θ + ε)`` and their product; rows to fill where each cell has its own."""
-        log_theta_tg = self.p.log_theta_tg
-        if log_theta_tg is None:
-            shape = (1, self.p.counts.n_genes)
-            names = ("theta", "inverse", "ratio")
-            one, two, three = (_SPACE.array(f"{k} {thread}", shape, self.real) for k in names)
-            return one, two, three
-        if thread:
-            first = self.parts_table
-            return first
-        theta_tg = log_theta_tg.exp().contiguous()
-        inverse_tg = 1.0 / (theta_tg + EPS)
-        self.parts_table = (
-            theta_tg.numpy(),
-            inverse_tg.numpy(),
-            (theta_tg * inverse_tg).numpy(),
-        )
-        return self.parts_table
+    def _own_table(self, thread: int) -> Dispersions:
+        """A row to fill for each cell, where each has its own."""
+        shape = (1, self.p.counts.n_genes)
+        names = ("theta", "inverse", "ratio")
+        return Dispersions(*(_SPACE.array(f"{k} {thread}", shape, self.real) for k in names))
 
     def block(self, first: int, stop: int) -> None:
         """Losses of some cells, and what they add to the gradients."""
@@ -125,20 +112,14 @@ class _Evaluation:
             name: torch.from_numpy(_SPACE.array(name, (r, g), self.real))
             for name, _ in self.p.heads
         }
-        cuts = threads.cuts(first, stop, len(self.parts))
-        threads.run(
-            [
-                lambda k=k, a=a, b=b: self._rows(self.parts[k], blocks, (a, b, first))
-                for k, (a, b) in enumerate(cuts)
-            ]
-        )
+        tasks = [
+            partial(self._rows, self.parts[k], blocks, (a, b, first))
+            for k, (a, b) in enumerate(threads.cuts(first, stop, len(self.parts)))
+        ]
+        threads.run(tasks)
         if any(f"{name}.weight" in self.wanted for name in blocks):
-            threads.run(
-                [
-                    lambda a=a, b=b: self._weights(blocks, (first, stop), (a, b))
-                    for a, b in threads.cuts(0, g, len(self.parts))
-                ]
-            )
+            spans = threads.cuts(0, g, len(self.parts))
+            threads.run([partial(self._weights, blocks, (first, stop), ab) for ab in spans])
 
     def _rows(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         a, b, first = span
@@ -215,4 +196,12 @@ class _Evaluation:
         return torch.from_numpy(total)
 
     def _log_theta_slopes(self) -> Tensor:
-        return self._sum("theta").mul_(torch.from_numpy(self.parts[0].dispersions.theta))
+        assert self.table is not None
+        return self._sum("theta").mul_(torch.from_numpy(self.table.theta))
+
+
+def _table(log_theta_tg: Tensor) -> Dispersions:
+    theta_tg = log_theta_tg.exp().contiguous()
+    inverse_tg = 1.0 / (theta_tg + EPS)
+    ratio_tg = theta_tg * inverse_tg
+    return Dispersions(theta_tg.numpy(), inverse_tg.numpy(), ratio_tg.numpy())

@@ -145,7 +145,7 @@ def _counted(work: np.ndarray, n: int) -> float:
     logits = work[_LOGIT, :n]
     loss = 0.0
     for k in range(n):
-        logit = np.float32(logits[k])
+        logit: Any = np.float32(logits[k])
         loss += np.float64(softplus(logit))
         logits[k] = np.float64(sigmoid(logit))
     return loss

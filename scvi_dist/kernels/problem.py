@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scvi_dist.batch import SparseCounts
 
@@ -33,8 +33,10 @@ class Head:
     weight_gh: Tensor
     bias_g: Tensor
 
-    def detach(self) -> "Head":
-        return Head(self.weight_gh.detach(), self.bias_g.detach())
+    @staticmethod
+    def of(linear: nn.Linear) -> "Head":
+        """The weights of a layer."""
+        return Head(linear.weight, linear.bias)
 
     def logits(self, hidden_nh: Tensor) -> Tensor:
         """``[n, g]``."""

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -25,7 +26,7 @@ def cuts(start: int, stop: int, n_parts: int) -> list[tuple[int, int]]:
     n = stop - start
     n_parts = max(1, min(n_parts, n))
     bounds = [start + n * k // n_parts for k in range(n_parts + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def run(tasks: Sequence[Callable[[], None]]) -> None:
