@@ -125,7 +125,7 @@ class _ExpectedLoss(torch.autograd.Function):
         n_real: int,
     ) -> tuple[Tensor, Tensor]:
         needs_gradient = any(ctx.needs_input_grad)
-        log_joint_nc, gradients = _pass(x, given, n_real if needs_gradient else 0)
+        log_joint_nc, gradients = _pass(x, given, n_real if needs_gradient else None)
         ctx.mark_non_differentiable(log_joint_nc)
         if needs_gradient:
             ctx.save_for_backward(*gradients)
@@ -157,11 +157,11 @@ class _Sums(NamedTuple):
 
 
 def _pass(
-    x: SparseCounts | Tensor, given: TypeParameters, n_real: int
+    x: SparseCounts | Tensor, given: TypeParameters, n_real: int | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The log-probabilities, and the gradients of the parameters in their order.
 
-    With ``n_real`` of 0 there are no gradients but zeros.
+    Without ``n_real`` there are no gradients.
     """
     from scvi_dist.kernels.cell_type_rows import cell_rows
 
@@ -177,13 +177,13 @@ def _pass(
     heights = tuple(height_b), tuple(height_b * basis.shift_b)
     log_proportion_c = _array(given.log_proportion_c).astype(np.float64)
     log_joint_nc = np.tile(log_proportion_c, (n, 1))
-    grad_base_ng = np.zeros((n, g), log_base_ng.dtype) if n_real else log_base_ng[:0]
+    grad_base_ng = np.zeros((n if n_real is not None else 0, g), log_base_ng.dtype)
     n_blocks = -(-n // ROWS_OF_A_BLOCK)
     sums = _Sums.zeros(n_blocks, len(gene_m), len(log_proportion_c))
 
     def block(k: int) -> None:
         cell_rows(
-            (k * ROWS_OF_A_BLOCK, min((k + 1) * ROWS_OF_A_BLOCK, n), n_real),
+            (k * ROWS_OF_A_BLOCK, min((k + 1) * ROWS_OF_A_BLOCK, n), n_real or 0),
             counts,
             log_base_ng,
             markers,

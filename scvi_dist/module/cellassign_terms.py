@@ -25,7 +25,7 @@ def expected_loss_by_slices(
         given.log_base_ng,
         given.shift_gc,
         given.a_b,
-        given.means_b,
+        given.means_b.to(given.log_base_ng.dtype),
     )
     log_joint_nc = log_p_nc + given.log_proportion_c
     real_nc = log_joint_nc[:n_real]
