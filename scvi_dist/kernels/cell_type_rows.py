@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numba import njit
 
-from scvi_dist.kernels.float64 import exp, log, log1p
+from scvi_dist.kernels.float64 import exp, gamma_growth, log1p
 
 EXACT = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 """Divisions that never raise, so that loops vectorise; multiplications fused with additions."""
@@ -146,62 +146,15 @@ def fill_zero_slopes(mu_l: np.ndarray, phi_l: np.ndarray, by_log_mu_l: np.ndarra
 
 
 @njit(**EXACT)
-def stirling(inverse: float) -> float:
-    """What Stirling's formula of log Γ(w) leaves out, for w = 1 / inverse of at least 8."""
-    s = inverse * inverse
-    p = 1 / 1188.0 + s * (-691 / 360360.0)
-    p = -1 / 1680.0 + s * p
-    p = 1 / 1260.0 + s * p
-    p = -1 / 360.0 + s * p
-    return inverse * (1 / 12.0 + s * p)
-
-
-@njit(**EXACT)
-def stirling_slope(inverse: float) -> float:
-    """``log w`` minus digamma of w = 1 / inverse, for w of at least 8."""
-    s = inverse * inverse
-    p = 1 / 132.0 + s * (-691 / 32760.0)
-    p = -1 / 240.0 + s * p
-    p = 1 / 252.0 + s * p
-    p = -1 / 120.0 + s * p
-    return inverse * 0.5 + s * (1 / 12.0 + s * p)
-
-
-@njit(**EXACT)
 def fill_count_terms(
     x_z: np.ndarray, mu_z: np.ndarray, phi_z: np.ndarray, log_p_z: np.ndarray, by_phi_z: np.ndarray
 ) -> None:
-    """What a count adds to the terms of a zero, but for ``-log Γ(x + 1)``.
-
-    Gamma functions are those of arguments moved up by 8, over a product of 8 factors; differences
-    are taken before they can cancel.
-    """
+    """What a count adds to the terms of a zero, but for ``-log Γ(x + 1)``."""
     for i in range(len(x_z)):
         x, mu, phi = x_z[i], mu_z[i], phi_z[i]
-        y = x + phi
-        low_a = phi * (phi + 1) * (phi + 2) * (phi + 3)
-        low_b = (phi + 4) * (phi + 5) * (phi + 6) * (phi + 7)
-        high_a = y * (y + 1) * (y + 2) * (y + 3)
-        high_b = (y + 4) * (y + 5) * (y + 6) * (y + 7)
-        inv_low, inv_high = 1 / (phi + 8), 1 / (y + 8)
-        log_grown = log1p(x * inv_low)
-        difference = x * log(y + 8) + (phi + 7.5) * log_grown - x
-        difference += stirling(inv_high) - stirling(inv_low)
-        difference -= log((high_a / low_a) * (high_b / low_b))
-        log_p_z[i] = difference - x * log1p(phi / (mu + EPS))
-        slope = log_grown - stirling_slope(inv_high) + stirling_slope(inv_low)
-        slope += reciprocals(phi, low_a, low_b) - reciprocals(y, high_a, high_b)
+        value, slope = gamma_growth(x, phi)
+        log_p_z[i] = value - x * log1p(phi / (mu + EPS))
         by_phi_z[i] = slope - x / (phi + mu + EPS)
-
-
-@njit(**EXACT)
-def reciprocals(z: float, product_a: float, product_b: float) -> float:
-    """``1 / z + … + 1 / (z + 7)``, with the products of the first and the last four."""
-    # (z)(z+3) = s, (z+1)(z+2) = s + 2: their sum of reciprocals is (2z+3) (1/s + 1/(s+2)).
-    s = z * (z + 3)
-    u = (z + 4) * (z + 7)
-    first = (2 * z + 3) * (2 * s + 2) / product_a
-    return first + (2 * z + 11) * (2 * u + 2) / product_b
 
 
 @njit(**EXACT)
