@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from interleaved import Training, median_cpu_s, peak_mb, report
+from interleaved import Training, forget_peak, median_cpu_s, peak_mb, report
 
 N_TYPES, MARKERS_OF_A_TYPE, BATCH_SIZE = 5, 100, 1024
 
@@ -99,6 +99,7 @@ def print_peak(side: str) -> None:
         optimizer.step()
 
     step(8)
+    forget_peak()
     before = peak_mb()
     step(BATCH_SIZE)
     print(peak_mb() - before)

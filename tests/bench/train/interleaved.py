@@ -1,9 +1,9 @@
 """CPU times of trainings that take turns in one process, and what a step takes at its peak."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 Training = Callable[[], object]
 
@@ -41,5 +41,11 @@ def report(times: Mapping[str, list[float]], peer: str, n_steps: int) -> None:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has held since :func:`forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Start anew from the memory that is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
