@@ -63,7 +63,8 @@ def lanes(work: np.ndarray, by_rec: float, by_back: float) -> None:
         scale, mixing = work[3 * LANES + i], work[4 * LANES + i]
         theta, log_e = work[5 * LANES + i], work[6 * LANES + i]
         prior_mean, prior_spread = work[7 * LANES + i], work[8 * LANES + i]
-        y, measured = work[_COUNT * LANES + i], work[_MEASURED * LANES + i] != 0.0
+        measured = work[_MEASURED * LANES + i] != 0.0
+        y = work[_COUNT * LANES + i] if measured else 0.0
         mu_1 = exp(log_e + work[2 * LANES + i])
         one, by_mu_1, by_theta_1 = nb_terms(y, mu_1, theta)
         two, by_mu_2, by_theta_2 = nb_terms(y, mu_1 * scale, theta)
