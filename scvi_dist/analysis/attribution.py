@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scvi_dist.analysis.streaming import CellGroup, Cells, computed
+from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.module.scanvae import SCANVAE
 
@@ -105,7 +106,8 @@ def _attributions(group: CellGroup, module: SCANVAE, n_steps: int) -> dict[str, 
     # Results are computed without a graph; what the gradient passes through is copied out of that.
     with torch.inference_mode(False), torch.enable_grad():
         given = module._get_inference_input(group.tensors)
-        x_ng: Tensor = given.pop("x").clone()
+        given.pop("x")
+        x_ng = group.tensors[REGISTRY_KEYS.X_KEY].clone()
         covariates: dict[str, Any] = {k: None if v is None else v.clone() for k, v in given.items()}
         class_n1 = module.classify(x_ng, **covariates).argmax(dim=-1, keepdim=True)
         gradient_ng = torch.zeros_like(x_ng)

@@ -234,14 +234,15 @@ def computed(
             noise.bind(group.keys)
             # Not around the loop: whoever iterates over this would be in inference mode too.
             with torch.inference_mode():
-                there = replace(group, tensors=_on_device(group.tensors, device))
+                there = replace(group, tensors=_on_device(group.tensors, device, module))
                 values = {name: value.cpu() for name, value in compute(there).items()}
             yield group, values
 
 
-def _on_device(tensors: Tensors, device: torch.device) -> Tensors:
+def _on_device(tensors: Tensors, device: torch.device, module: nn.Module) -> Tensors:
     if device.type == "cpu" and isinstance(tensors, CellBatch):
-        if isinstance(tensors.x, SparseCounts):
+        # Where kernels compute, counts stay sparse until somebody asks for dense ones.
+        if isinstance(tensors.x, SparseCounts) and getattr(module, "kernel", "torch") == "torch":
             return replace(tensors, x=dense_tensor(tensors.x))
         return tensors
     return to_device(tensors, device)

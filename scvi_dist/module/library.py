@@ -6,11 +6,15 @@ Axis suffixes: ``n`` cells, ``g`` genes, ``b`` batches.
 import torch
 from torch import Tensor
 
+from scvi_dist.batch import SparseCounts
 from scvi_dist.distributions import Normal
+from scvi_dist.kernels.choice import kernel_for
 
 
-def observed_library(x_ng: Tensor) -> Tensor:
+def observed_library(x_ng: Tensor | SparseCounts) -> Tensor:
     """Logarithm of each cell's sum of counts, ``[n, 1]``; minus infinity for an empty cell."""
+    if isinstance(x_ng, SparseCounts):
+        return kernel_for(x_ng.data.device).row_sums(x_ng).log().unsqueeze(1)
     return torch.log(x_ng.sum(1)).unsqueeze(1)
 
 

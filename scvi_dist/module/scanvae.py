@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.batch import REGISTRY_KEYS, SparseCounts
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
@@ -201,7 +201,7 @@ class SCANVAE(VAE):
 
     def classify(
         self,
-        x: Tensor,
+        x: Tensor | SparseCounts,
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
@@ -271,7 +271,7 @@ class SCANVAE(VAE):
         """
         inferred, generated, n_real = inference_outputs, generative_outputs, n_real_cells(tensors)
         z1 = inferred["z"]
-        rec = -generated["px"].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(dim=-1)
+        rec = self._reconstruction_loss(tensors, generated)
         rec = rec + inferred["qz"].log_prob(z1).sum(dim=-1)
         draws = z1 if z1.dim() == 3 else z1.unsqueeze(0)
         terms = [self._label_terms(z1_nk) for z1_nk in draws]

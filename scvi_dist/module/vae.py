@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.batch import REGISTRY_KEYS, CellBatch
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
+from scvi_dist.kernels.choice import kernel_for
+from scvi_dist.kernels.count_loss import Expected, count_loss
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS, Generated, has_kernels, takes
 from scvi_dist.module.library import library_prior, observed_library
 from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
@@ -155,14 +158,62 @@ class VAE(VAENetworks):
             batch_index = torch.ones_like(batch_index) * transform_batch
         log_size = size_factor if self.use_size_factor_key else library
         decoded = self.decode(z, log_size, batch_index, cont_covs, cat_covs, y)
+        return {
+            "px": LIKELIHOODS[self.gene_likelihood](decoded),
+            **self._priors(z, batch_index),
+        }
+
+    def _priors(self, z: Tensor, batch_index: Tensor) -> dict[str, Any]:
         pl = None
         if not self.use_observed_lib_size:
             pl = library_prior(self.library_log_means, self.library_log_vars, batch_index)
-        return {
-            "px": LIKELIHOODS[self.gene_likelihood](decoded),
-            "pl": pl,
-            "pz": Normal(torch.zeros_like(z), torch.ones_like(z)),
+        return {"pl": pl, "pz": Normal(torch.zeros_like(z), torch.ones_like(z))}
+
+    def forward(
+        self,
+        tensors: Tensors,
+        get_inference_input_kwargs: dict[str, Any] | None = None,
+        get_generative_input_kwargs: dict[str, Any] | None = None,
+        inference_kwargs: dict[str, Any] | None = None,
+        generative_kwargs: dict[str, Any] | None = None,
+        loss_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+    ) -> tuple[Any, ...]:
+        """As :meth:`BaseModule.forward`; for the loss of sparse counts the law is not built.
+
+        Counts and likelihood then go through :attr:`kernel`, and the generative outputs have
+        ``"px"`` only for whoever asks for it.
+        """
+        own = (get_inference_input_kwargs, get_generative_input_kwargs, generative_kwargs)
+        asks_more = any(own) or bool(inference_kwargs) or not compute_loss
+        tensors = to_device(tensors, self.device)
+        if asks_more or not has_kernels(self) or not takes(tensors, self.device):
+            return super().forward(
+                tensors, *own[:2], inference_kwargs, generative_kwargs, loss_kwargs, compute_loss
+            )
+        inferred = self.inference(**self._get_inference_input(tensors))
+        generated = self._fused(tensors, self._get_generative_input(tensors, inferred))
+        return inferred, generated, self.loss(tensors, inferred, generated, **(loss_kwargs or {}))
+
+    def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
+        """Generative outputs with the loss of the counts in place of their law."""
+        z, batch_index = given["z"], given["batch_index"]
+        covariates = {k: given[k] for k in ("batch_index", "cont_covs", "cat_covs", "y")}
+        log_size = given["size_factor" if self.use_size_factor_key else "library"]
+        problem = self.count_problem(batch.x, z, log_size, **covariates)
+        evaluate = kernel_for(self.device, self.kernel).count_loss
+        expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
+        outputs = {
+            RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
+            **self._priors(z, batch_index),
         }
+        return Generated(outputs, lambda: self.generative(**given)["px"])
+
+    def _reconstruction_loss(self, tensors: Tensors, generated: dict[str, Any]) -> Tensor:
+        """Minus the log-likelihood of each cell, ``[n]`` or ``[s, n]``."""
+        if RECONSTRUCTION_LOSS in generated:
+            return generated[RECONSTRUCTION_LOSS]
+        return -generated["px"].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(dim=-1)
 
     def loss(
         self,
@@ -176,7 +227,7 @@ class VAE(VAENetworks):
         The divergence of ``z`` is multiplied by ``kl_weight``, that of the library size is not.
         """
         inferred, generated, n_real = inference_outputs, generative_outputs, n_real_cells(tensors)
-        rec = -generated["px"].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(dim=-1)
+        rec = self._reconstruction_loss(tensors, generated)
         kl_z = kl_divergence(inferred["qz"], generated["pz"]).sum(dim=-1)
         kl_l = torch.zeros_like(kl_z)
         if not self.use_observed_lib_size:

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.batch import REGISTRY_KEYS, SparseCounts
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
+from scvi_dist.kernels.choice import checked_name, default_kernel, kernel_for, works_on
+from scvi_dist.kernels.problem import CountProblem, Head, Law
+from scvi_dist.kernels.sparse_linear import SparseColumns, column_major
 from scvi_dist.module.base import BaseModule, Tensors
 from scvi_dist.module.cached_posterior import CachedPosterior
+from scvi_dist.module.fused import has_kernels, takes
 from scvi_dist.module.library import observed_library
 from scvi_dist.module.likelihoods import Decoded
 from scvi_dist.module.vae_args import VAEArgs
@@ -28,6 +32,11 @@ class VAENetworks(BaseModule):
         self.args = args
         self._build()
         self._freeze_unused()
+        self._asked_kernel: str | None = None
+        # Each gene's weights side by side: cells then need only those of the genes they have.
+        for encoder in (self.z_encoder, self.l_encoder):
+            first = encoder.encoder.fc_layers[0][0]
+            first.weight.data = column_major(first.weight.data)
 
     def _build(self) -> None:
         """The parts, in scvi-tools' order: a seed then gives the same weights."""
@@ -77,19 +86,42 @@ class VAENetworks(BaseModule):
             return None
         return self._embeddings_dict[REGISTRY_KEYS.BATCH_KEY]
 
+    @property
+    def kernel(self) -> str:
+        """Name of the implementation of the first layer and of the likelihood.
+
+        The fastest one that works on the device and with the arguments; or set one. What it does
+        not support, a normal likelihood for instance, is computed by ``"torch"``.
+        """
+        if not has_kernels(self):
+            return "torch"
+        if self._asked_kernel is not None and works_on(self._asked_kernel, self.device):
+            return self._asked_kernel
+        return default_kernel(self.device)
+
+    @kernel.setter
+    def kernel(self, name: str | None) -> None:
+        self._asked_kernel = None if name is None else checked_name(name)
+
+    def _counts(self, tensors: Tensors) -> Tensor | SparseCounts:
+        """The counts as the encoders take them."""
+        if takes(tensors, self.device) and self.kernel != "torch":
+            return tensors.x
+        return tensors[REGISTRY_KEYS.X_KEY]
+
     def _get_inference_input(self, tensors: Tensors) -> dict[str, Any]:
+        cached = CachedPosterior.of(tensors)
         given = {
-            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "x": self._counts(tensors),
             "batch_index": tensors[REGISTRY_KEYS.BATCH_KEY],
             "cont_covs": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
             "cat_covs": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
         }
-        cached = CachedPosterior.of(tensors)
         return given if cached is None else {**given, "cached": cached}
 
     def posterior(
         self,
-        x: Tensor,
+        x: Tensor | SparseCounts,
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
@@ -108,7 +140,7 @@ class VAENetworks(BaseModule):
 
     def inference(
         self,
-        x: Tensor,
+        x: Tensor | SparseCounts,
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
@@ -121,7 +153,7 @@ class VAENetworks(BaseModule):
         Parameters
         ----------
         x
-            Counts ``[n, g]``.
+            Counts ``[n, g]``, dense or sparse.
         batch_index, cont_covs, cat_covs
             Batch codes ``[n, 1]``, continuous covariates and codes of categorical ones ``[n, c]``.
         n_samples
@@ -156,7 +188,7 @@ class VAENetworks(BaseModule):
         return {"z": z, "library": library, "qz": qz, "ql": ql}
 
     def _drawn(
-        self, seen: Tensor, codes: tuple[Tensor, ...], n_samples: int
+        self, seen: Tensor | SparseColumns, codes: tuple[Tensor, ...], n_samples: int
     ) -> tuple[Normal, Tensor, Normal | None, Tensor | None]:
         """``qz``, draws of ``z``, and the same of a latent library size; scvi-tools' order."""
         ql, library = None, None
@@ -171,10 +203,19 @@ class VAENetworks(BaseModule):
         return qz, z, ql, library
 
     def _encoder_input(
-        self, x: Tensor, batch_index: Tensor, cont_covs: Tensor | None, cat_covs: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self,
+        x: Tensor | SparseCounts,
+        batch_index: Tensor,
+        cont_covs: Tensor | None,
+        cat_covs: Tensor | None,
+    ) -> tuple[Tensor | SparseColumns, tuple[Tensor, ...]]:
         """What the encoders see: columns, and codes of the categories."""
-        seen = torch.log1p(x) if self.args.log_variational else x
+        seen: Tensor | SparseColumns
+        if isinstance(x, SparseCounts):
+            kernel = kernel_for(self.device, self.kernel)
+            seen = SparseColumns(kernel.log1p(x) if self.args.log_variational else x, None, kernel)
+        else:
+            seen = torch.log1p(x) if self.args.log_variational else x
         if not self.args.encode_covariates:
             return seen, ()
         return self._with_columns(seen, batch_index, cont_covs), self._codes(batch_index, cat_covs)
@@ -217,11 +258,15 @@ class VAENetworks(BaseModule):
         further = () if cat_covs is None else torch.split(cat_covs, 1, dim=1)
         return further if self.args.uses_embedding else (batch_index, *further)
 
-    def _with_columns(self, x: Tensor, batch_index: Tensor, cont_covs: Tensor | None) -> Tensor:
+    def _with_columns(
+        self, x: Tensor | SparseColumns, batch_index: Tensor, cont_covs: Tensor | None
+    ) -> Any:
         """``x`` with the covariates that enter as columns at its right."""
         columns = [] if cont_covs is None else [cont_covs]
         if self.batch_embedding is not None:
             columns.append(self.batch_embedding(batch_index))
+        if isinstance(x, SparseColumns):
+            return x.with_columns(*columns) if columns else x
         if x.dim() == 3:
             columns = [column.expand(x.shape[0], -1, -1) for column in columns]
         return torch.cat([x, *columns], dim=-1) if columns else x
@@ -234,6 +279,11 @@ class VAENetworks(BaseModule):
             return cell_log_theta
         if self.args.dispersion == "gene":
             return self.px_r
+        group = self._group(batch_index, y)
+        return F.linear(one_hot(group, self.px_r.shape[1], self.px_r.dtype), self.px_r)
+
+    def _group(self, batch_index: Tensor, y: Tensor | None) -> Tensor:
+        """Codes ``[n, 1]`` of what has dispersions of its own."""
         group = batch_index if self.args.dispersion == "gene-batch" else y
         if group is None:
             raise FieldNotFound(
@@ -241,4 +291,44 @@ class VAENetworks(BaseModule):
                 f"{REGISTRY_KEYS.LABELS_KEY!r}: name the obs column as labels_key when the data "
                 "is set up."
             )
-        return F.linear(one_hot(group, self.px_r.shape[1], self.px_r.dtype), self.px_r)
+        return group
+
+    def count_problem(
+        self,
+        counts: SparseCounts,
+        z: Tensor,
+        log_size: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> CountProblem:
+        """The likelihood of counts, of which nothing has been computed but the hidden units.
+
+        Parameters
+        ----------
+        counts
+            ``[n, g]``.
+        z, log_size, batch_index, cont_covs, cat_covs, y
+            As for :meth:`decode`, of one sample.
+        """
+        args, decoder = self.args, self.decoder
+        seen = self._with_columns(z, batch_index, cont_covs)
+        by_cell = args.has_dispersion and args.dispersion == "gene-cell"
+        log_theta, group = None, None
+        if args.has_dispersion and not by_cell:
+            log_theta = self.px_r.t() if self.px_r.dim() == 2 else self.px_r.unsqueeze(0)
+            if args.dispersion != "gene":
+                group = self._group(batch_index, y).reshape(-1).long()
+        dropout = decoder.px_dropout_decoder if args.gene_likelihood == "zinb" else None
+        return CountProblem(
+            law=Law(args.gene_likelihood, decoder.scale_activation),
+            counts=counts,
+            hidden_nh=decoder.px_decoder(seen, *self._codes(batch_index, cat_covs)),
+            log_size_n=log_size.reshape(-1),
+            scale=Head.of(decoder.px_scale_decoder[0]),
+            dropout=None if dropout is None else Head.of(dropout),
+            dispersion=Head.of(decoder.px_r_decoder) if by_cell else None,
+            log_theta_tg=log_theta,
+            group_n=group,
+        )

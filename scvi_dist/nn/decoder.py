@@ -51,6 +51,7 @@ class DecoderSCVI(nn.Module):
                 f"There is no scale activation {scale_activation!r}; "
                 f"{did_you_mean(scale_activation, SCALE_ACTIVATIONS)}"
             )
+        self.scale_activation = scale_activation
         self.px_decoder = FCLayers(
             n_in=n_input,
             n_out=n_hidden,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NO_SAMPLES, NoiseStream
 from scvi_dist.nn.precision import full_precision
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
         self.z_transformation = Z_TRANSFORMATIONS[distribution]
         self.var_activation = torch.exp if var_activation is None else var_activation
 
-    def posterior(self, x: Tensor, *cat_list: Tensor | None) -> Normal:
+    def posterior(self, x: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, n_output]`` of the latent variable before its transformation."""
         hidden = self.encoder(x, *cat_list)
         mean = full_precision(self.mean_encoder(hidden))
@@ -113,14 +114,14 @@ class Encoder(nn.Module):
         return self.z_transformation(self.noise.rsample(law, sample_shape))
 
     def forward(
-        self, x: Tensor, *cat_list: Tensor | None
+        self, x: Tensor | SparseColumns, *cat_list: Tensor | None
     ) -> tuple[Normal, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """The posterior of each cell and one draw from it.
 
         Parameters
         ----------
         x
-            ``[n, n_input]``.
+            ``[n, n_input]``, dense or sparse.
         cat_list
             Codes ``[n, 1]`` of each categorical covariate.
         """

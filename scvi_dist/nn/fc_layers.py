@@ -4,11 +4,13 @@ Axis suffixes: ``n`` cells, ``k`` units, ``s`` samples.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.dropout import Dropout
 from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.one_hot import one_hot
@@ -99,13 +101,18 @@ class FCLayers(nn.Module):
         """Whether covariates enter that layer."""
         return layer_num == 0 or self.inject_covariates
 
-    def forward(self, x: Tensor, *cat_list: Tensor | None, cont: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | SparseColumns,
+        *cat_list: Tensor | None,
+        cont: Tensor | None = None,
+    ) -> Tensor:
         """Units ``[n, n_out]`` or, for several samples of the cells, ``[s, n, n_out]``.
 
         Parameters
         ----------
         x
-            ``[n, n_in]`` or ``[s, n, n_in]``.
+            ``[n, n_in]`` or ``[s, n, n_in]``; sparse columns are multiplied as they are.
         cat_list
             For each categorical covariate the codes ``[n, 1]`` or indicators ``[n, n_cat]``, which
             may have ``s`` in front as ``x`` has.
@@ -114,20 +121,25 @@ class FCLayers(nn.Module):
             Continuous covariates ``[n, n_cont]``.
         """
         covariates = self._covariates(x, cat_list, cont)
+        units: Any = x
         if covariates is not None and x.dim() == 3:
-            covariates = covariates.expand(x.shape[0], -1, -1)
+            covariates = covariates.expand(units.shape[0], -1, -1)
         for i, parts in enumerate(self.fc_layers):
             for part in parts:
+                if isinstance(units, SparseColumns):
+                    units = _sparse_linear(part, units, covariates)
+                    continue
                 if isinstance(part, nn.BatchNorm1d):
-                    x = _normalize(part, x, self.pool_samples)
+                    units = _normalize(part, units, self.pool_samples)
                     continue
                 if isinstance(part, nn.Linear) and covariates is not None:
-                    x = torch.cat([x, covariates], -1) if self.inject_into_layer(i) else x
-                x = part(x)
-        return x
+                    injects = self.inject_into_layer(i)
+                    units = torch.cat([units, covariates], -1) if injects else units
+                units = part(units)
+        return units
 
     def _covariates(
-        self, x: Tensor, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
+        self, x: Tensor | SparseColumns, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
     ) -> Tensor | None:
         """Continuous columns, then the indicators of each category ``[n, n_cov]``."""
         if len(cat_list) < len(self.n_cat_list):
@@ -148,6 +160,13 @@ class FCLayers(nn.Module):
             is_encoded = codes.dim() > 1 and codes.shape[-1] == n_categories
             columns.append(codes if is_encoded else one_hot(codes, n_categories, x.dtype))
         return torch.cat(columns, dim=-1) if columns else None
+
+
+def _sparse_linear(layer: nn.Linear, x: SparseColumns, covariates: Tensor | None) -> Tensor:
+    """Units ``[n, h]`` of the first layer; covariates enter it in any case."""
+    x = x if covariates is None else x.with_columns(covariates)
+    first_trained = layer.in_features - getattr(layer, "n_trained", layer.in_features)
+    return x.linear(layer.weight, layer.bias, first_trained)
 
 
 def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:

@@ -108,7 +108,8 @@ def test_a_mapping_of_tensors_is_as_good_as_a_batch(args: dict[str, Any]) -> Non
     module, batch = build(**args).eval(), cells(**args)
     expected = bound_loss(module, batch).loss
     module.noise.at(3, 0, 0, N, N)
-    assert torch.equal(module({key: batch[key] for key in batch})[2].loss, expected)
+    # A mapping has dense counts, which take the way without kernels.
+    torch.testing.assert_close(module({key: batch[key] for key in batch})[2].loss, expected)
 
 
 @each_variant

@@ -1,0 +1,88 @@
+"""Which implementation a module computes with: the same functions, for each a name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from scvi_dist.batch import SparseCounts
+from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels.count_loss import Evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One implementation."""
+
+    name: str
+    count_loss: Evaluate
+    multiply: Callable[[SparseCounts, Tensor], Tensor]
+    """See :class:`~scvi_dist.kernels.sparse_linear.Products`, as for ``scatter``."""
+    scatter: Callable[[SparseCounts, Tensor, Tensor], None]
+    log1p: Callable[[SparseCounts], SparseCounts]
+    """The logarithm of one plus each entry."""
+    row_sums: Callable[[SparseCounts], Tensor]
+    """``[n]``."""
+
+
+def _numba() -> Kernel:
+    # numba takes long to load, and not every process computes.
+    from scvi_dist.kernels import count_loss_numba, products_numba
+
+    return Kernel(
+        "numba",
+        count_loss_numba.evaluate,
+        products_numba.multiply,
+        products_numba.scatter,
+        products_numba.log1p,
+        products_numba.row_sums,
+    )
+
+
+def _torch() -> Kernel:
+    from scvi_dist.kernels import count_loss_torch, products_torch
+
+    return Kernel(
+        "torch",
+        count_loss_torch.evaluate,
+        products_torch.multiply,
+        products_torch.scatter,
+        products_torch.log1p,
+        products_torch.row_sums,
+    )
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {"numba": cache(_numba), "torch": cache(_torch)}
+"""The first that works on a device is its default."""
+_DEVICES: dict[str, frozenset[str] | None] = {"numba": frozenset({"cpu"}), "torch": None}
+
+
+def kernel_for(device: torch.device, name: str | None = None) -> Kernel:
+    """The implementation of this name, or the default one of the device."""
+    return KERNELS[default_kernel(device) if name is None else name]()
+
+
+def default_kernel(device: torch.device) -> str:
+    """Name of the fastest implementation for a device."""
+    return next(name for name in KERNELS if works_on(name, device))
+
+
+def works_on(name: str, device: torch.device) -> bool:
+    """Whether an implementation computes on that device."""
+    devices = _DEVICES[name]
+    return devices is None or device.type in devices
+
+
+def checked_name(name: str) -> str:
+    """The name of an implementation.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name.
+    """
+    if name not in KERNELS:
+        raise ConfigError(f"There is no kernel {name!r}; {did_you_mean(name, KERNELS)}")
+    return name

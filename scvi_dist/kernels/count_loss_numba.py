@@ -1,0 +1,207 @@
+"""Likelihoods of counts by compiled loops, between the matrix products of torch. For CPUs.
+
+Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden units.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_dist.kernels import threads
+from scvi_dist.kernels.count_rows import (
+    EPS,
+    CellArrays,
+    Dispersions,
+    GeneSums,
+    Rows,
+    Scratch,
+    nb_rows,
+    poisson_rows,
+)
+from scvi_dist.kernels.problem import CountProblem, CountResult
+from scvi_dist.kernels.workspace import Workspace
+
+BLOCK_ENTRIES = 3_000_000
+"""Logits of one head in memory: some stay in the cache until they are used again."""
+LEAST_ROWS, MOST_ROWS = 64, 512
+"""Of a block: matrix products of fewer rows are slow, of more no faster."""
+
+_SPACE = Workspace()
+
+
+def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) -> CountResult:
+    """Losses and derivatives; see :data:`~scvi_dist.kernels.count_loss.Evaluate`."""
+    run = _Evaluation(problem, weight_n, wanted)
+    n, n_genes = problem.counts.shape
+    block = max(LEAST_ROWS, min(MOST_ROWS, BLOCK_ENTRIES // max(n_genes, 1)))
+    for first in range(0, n, block):
+        run.block(first, min(first + block, n))
+    return run.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one thread writes to."""
+
+    sums: GeneSums
+    dispersions: Dispersions
+    scratch: Scratch
+
+
+class _Evaluation:
+    """One evaluation: cells are done block by block, those of a block by all threads."""
+
+    def __init__(self, problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) -> None:
+        self.p, self.wanted = problem, wanted
+        self.dtype = problem.hidden_nh.dtype
+        self.real = torch.empty(0, dtype=self.dtype).numpy().dtype
+        self.hidden_nh = problem.hidden_nh.contiguous()
+        counts = problem.counts
+        self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
+        n = counts.shape[0]
+        self.cells = CellArrays(
+            size=problem.log_size_n.double().exp_().numpy(),
+            weight=weight_n.double().numpy(),
+            group=problem.groups().numpy(),
+            loss=np.empty(n),
+            size_slope=np.zeros(n),
+        )
+        self.gradients: dict[str, Tensor] = {}
+        if "hidden_nh" in wanted:
+            self.gradients["hidden_nh"] = torch.empty_like(self.hidden_nh)
+        for name, head in problem.heads:
+            if f"{name}.weight" in wanted:
+                self.gradients[f"{name}.weight"] = torch.empty_like(head.weight_gh)
+        self.table = None if problem.log_theta_tg is None else _table(problem.log_theta_tg)
+        self.parts = [self._part(k) for k in range(threads.n_threads())]
+
+    def _part(self, thread: int) -> _Part:
+        g, real = self.p.counts.n_genes, self.real
+        heads = dict(self.p.heads)
+        table = self.p.log_theta_tg
+        return _Part(
+            GeneSums(
+                theta=np.zeros((0 if table is None else len(table), g), real),
+                bias=np.zeros(g, real),
+                dropout_bias=np.zeros(g if "dropout" in heads else 0, real),
+                dispersion_bias=np.zeros(g if "dispersion" in heads else 0, real),
+            ),
+            self.table or self._own_table(thread),
+            Scratch(
+                scale=_SPACE.array(f"scale {thread}", (g,), real),
+                slope=_SPACE.array(f"slope {thread}", (g,), real),
+                counts=_SPACE.array(f"counts {thread}", (9, g), np.float64),
+                genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
+            ),
+        )
+
+    def _own_table(self, thread: int) -> Dispersions:
+        """A row to fill for each cell, where each has its own."""
+        shape = (1, self.p.counts.n_genes)
+        names = ("theta", "inverse", "ratio")
+        return Dispersions(*(_SPACE.array(f"{k} {thread}", shape, self.real) for k in names))
+
+    def block(self, first: int, stop: int) -> None:
+        """Losses of some cells, and what they add to the gradients."""
+        r, g = stop - first, self.p.counts.n_genes
+        blocks = {
+            name: torch.from_numpy(_SPACE.array(name, (r, g), self.real))
+            for name, _ in self.p.heads
+        }
+        tasks = [
+            partial(self._rows, self.parts[k], blocks, (a, b, first))
+            for k, (a, b) in enumerate(threads.cuts(first, stop, len(self.parts)))
+        ]
+        threads.run(tasks)
+        if any(f"{name}.weight" in self.wanted for name in blocks):
+            spans = threads.cuts(0, g, len(self.parts))
+            threads.run([partial(self._weights, blocks, (first, stop), ab) for ab in spans])
+
+    def _rows(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
+        a, b, first = span
+        mine = {name: block[a - first : b - first] for name, block in blocks.items()}
+        hidden_rh = self.hidden_nh[a:b]
+        for name, head in self.p.heads:
+            torch.addmm(head.bias_g, hidden_rh, head.weight_gh.t(), out=mine[name])
+        self._loops(part, blocks, span)
+        if "hidden_nh" not in self.wanted:
+            return
+        slope_rh = self.gradients["hidden_nh"][a:b]
+        torch.mm(mine["scale"], self.p.scale.weight_gh, out=slope_rh)
+        for name, head in self.p.heads:
+            if name != "scale":
+                slope_rh.addmm_(mine[name], head.weight_gh)
+
+    def _loops(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
+        flags = self.p.law.scale == "softmax", bool(self.wanted)
+        scale_rg = blocks["scale"].numpy()
+        if self.p.law.counts == "poisson":
+            poisson_rows(span, scale_rg, self.rows, self.cells, part.sums, part.scratch, *flags)
+            return
+        none = np.empty((0, 0), self.real)
+        dropout_rg, log_theta_rg = (
+            blocks[name].numpy() if name in blocks else none for name in ("dropout", "dispersion")
+        )
+        nb_rows(
+            span,
+            scale_rg,
+            dropout_rg,
+            log_theta_rg,
+            self.rows,
+            self.cells,
+            part.dispersions,
+            part.sums,
+            part.scratch,
+            *flags,
+        )
+
+    def _weights(
+        self, blocks: dict[str, Tensor], rows: tuple[int, int], genes: tuple[int, int]
+    ) -> None:
+        (first, stop), (a, b) = rows, genes
+        hidden_rh = self.hidden_nh[first:stop]
+        for name, block in blocks.items():
+            gradient_gh = self.gradients.get(f"{name}.weight")
+            if gradient_gh is None:
+                continue
+            slope_gr = block[:, a:b].t()
+            if first:
+                gradient_gh[a:b].addmm_(slope_gr, hidden_rh)
+            else:
+                torch.mm(slope_gr, hidden_rh, out=gradient_gh[a:b])
+
+    def result(self) -> CountResult:
+        """The losses, and the gradients that were wanted."""
+        found: dict[str, Any] = {
+            "log_size_n": lambda: torch.from_numpy(self.cells.size_slope).to(self.dtype),
+            "log_theta_tg": self._log_theta_slopes,
+            "scale.bias": lambda: self._sum("bias"),
+            "dropout.bias": lambda: self._sum("dropout_bias"),
+            "dispersion.bias": lambda: self._sum("dispersion_bias"),
+        }
+        for name, value in found.items():
+            if name in self.wanted:
+                self.gradients[name] = value()
+        return CountResult(torch.from_numpy(self.cells.loss).to(self.dtype), self.gradients)
+
+    def _sum(self, name: str) -> Tensor:
+        """The threads' sums, added in their order."""
+        total, *others = (getattr(part.sums, name) for part in self.parts)
+        for other in others:
+            total += other
+        return torch.from_numpy(total)
+
+    def _log_theta_slopes(self) -> Tensor:
+        assert self.table is not None
+        return self._sum("theta").mul_(torch.from_numpy(self.table.theta))
+
+
+def _table(log_theta_tg: Tensor) -> Dispersions:
+    theta_tg = log_theta_tg.exp().contiguous()
+    inverse_tg = 1.0 / (theta_tg + EPS)
+    ratio_tg = theta_tg * inverse_tg
+    return Dispersions(theta_tg.numpy(), inverse_tg.numpy(), ratio_tg.numpy())

@@ -1,0 +1,376 @@
+"""Compiled loops over the cells of a block: the loss of each and its derivatives by the logits.
+
+Axis suffixes: ``n`` cells of the minibatch, ``r`` of the block, ``g`` genes, ``t`` kinds of cells
+with dispersions of their own, ``m`` counts of a cell.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scvi_dist.kernels.compiled import SUMS, compiled
+from scvi_dist.kernels.dense_rows import (
+    STRETCH,
+    STRETCH_OF_PRODUCTS,
+    add_row,
+    dispersion_row,
+    exp_row,
+    largest,
+    log_theta_slopes,
+    nb_zeros,
+    nb_zeros_value,
+    softmax_slopes,
+    softplus_row,
+    softplus_slopes,
+    sum_row,
+    zinb_zeros,
+    zinb_zeros_value,
+)
+from scvi_dist.kernels.gamma import MOST_FACTORS, gamma_differences, log_gamma_plus_one
+from scvi_dist.kernels.math import log, log1p, sigmoid, softplus
+
+EPS = 1e-8
+"""Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Rows(NamedTuple):
+    """Counts of the minibatch's cells, as CSR."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+class CellArrays(NamedTuple):
+    """What there is of each cell of the minibatch, ``[n]``."""
+
+    size: np.ndarray
+    """float64: what the scales are multiplied by."""
+    weight: np.ndarray
+    """float64: derivative of the objective by the cell's loss; 0 for padding."""
+    group: np.ndarray
+    """int64: row of the dispersions."""
+    loss: np.ndarray
+    """float64, filled."""
+    size_slope: np.ndarray
+    """float64, filled: derivative of the objective by the log size."""
+
+
+class Dispersions(NamedTuple):
+    """``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``; ``[t, g]``, or a row to fill for each cell."""
+
+    theta: np.ndarray
+    inverse: np.ndarray
+    ratio: np.ndarray
+
+
+class GeneSums(NamedTuple):
+    """Derivatives that are summed over the cells."""
+
+    theta: np.ndarray
+    """``[t, g]``; by ``θ``."""
+    bias: np.ndarray
+    """``[g]``, as are the others; by the bias of each head."""
+    dropout_bias: np.ndarray
+    dispersion_bias: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Room for one cell."""
+
+    scale: np.ndarray
+    """``[g]``."""
+    slope: np.ndarray
+    """``[g]``."""
+    counts: np.ndarray
+    """float64 ``[9, m]``: see the names below."""
+    genes: np.ndarray
+    """int64 ``[m]``."""
+
+
+_SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _LOGIT, _OUT = range(9)
+
+
+@compiled(SUMS)
+def _nb_counts(work: np.ndarray, n: int) -> float:
+    """What counts cost under a negative binomial law, in float64.
+
+    The derivatives by the mean and by ``θ`` take the places of ``_MU`` and ``_OUT``.
+    """
+    mus, thetas, counts = work[_MU, :n], work[_THETA, :n], work[_COUNT, :n]
+    factors, values, slopes, outs = (
+        work[_FACTORS, :n],
+        work[_VALUE, :n],
+        work[_SLOPE, :n],
+        work[_OUT, :n],
+    )
+    loss = 0.0
+    for k in range(n):
+        mu, theta, x, small = mus[k], thetas[k], counts[k], factors[k]
+        inverse = 1.0 / (theta + EPS)
+        t = mu * inverse
+        growth = log1p(t)
+        q = inverse / (1.0 + t)
+        product = theta if small > 0.0 else 1.0
+        steps = 1.0 if small > 0.0 else 0.0
+        for step in range(1, 8):
+            factor = theta + step
+            taken = small > step
+            steps = steps * factor + product if taken else steps
+            product = product * factor if taken else product
+        odds = (mu + EPS) * inverse
+        loss += theta * growth - x * (log(odds) - growth) - log(product) - values[k]
+        mus[k] = theta * q * (1.0 - x / (mu + EPS))
+        outs[k] = growth - theta * mu * inverse * q + x * q - steps / product - slopes[k]
+    return loss
+
+
+@compiled(SUMS)
+def _poisson_counts(work: np.ndarray, n: int) -> float:
+    """What counts cost under a Poisson law beyond a zero; its slope takes the place of ``_MU``."""
+    mus, counts = work[_MU, :n], work[_COUNT, :n]
+    loss = 0.0
+    for k in range(n):
+        mu = mus[k] if mus[k] > _TINY else _TINY
+        loss += mu - counts[k] * log(mu)
+        mus[k] = 1.0 - counts[k] / mu
+    return loss
+
+
+@compiled(SUMS)
+def _counted(work: np.ndarray, n: int) -> float:
+    """What it costs that counts are no extra zeros; ``_LOGIT`` becomes the derivative by it."""
+    logits = work[_LOGIT, :n]
+    loss = 0.0
+    for k in range(n):
+        logit: Any = np.float32(logits[k])
+        loss += np.float64(softplus(logit))
+        logits[k] = np.float64(sigmoid(logit))
+    return loss
+
+
+@compiled()
+def _gather_counts(
+    rows: Rows,
+    row: int,
+    least: float,
+    factor: float,
+    theta: np.ndarray,
+    scratch: Scratch,
+) -> tuple[int, float]:
+    """Take the cell's counts out of its scales; their number and what their constants cost."""
+    work, genes, scale = scratch.counts, scratch.genes, scratch.scale
+    n, constant = 0, 0.0
+    for entry in range(rows.indptr[row], rows.indptr[row + 1]):
+        x = float(rows.data[entry])
+        # A NaN is to be seen in the loss, and so is no zero.
+        if x < least or x == 0.0:
+            continue
+        gene = rows.indices[entry]
+        genes[n] = gene
+        work[_COUNT, n] = x
+        work[_SCALE, n] = scale[gene]
+        work[_MU, n] = float(scale[gene]) * factor
+        scale[gene] = 0.0
+        constant += log_gamma_plus_one(x)
+        if theta.size:
+            work[_THETA, n] = theta[gene]
+            work[_FACTORS, n], work[_VALUE, n], work[_SLOPE, n] = x, 0.0, 0.0
+            if not (x <= MOST_FACTORS and x == math.floor(x)):
+                value, slope = gamma_differences(x, float(theta[gene]))
+                work[_FACTORS, n], work[_VALUE, n], work[_SLOPE, n] = 0.0, value, slope
+        n += 1
+    return n, constant
+
+
+@compiled()
+def _scatter_counts(
+    scratch: Scratch, n: int, factor: float, weight: float, theta_sum: np.ndarray
+) -> float:
+    """Put slopes and scales of the cell's counts in their places; the sum of mean times slope."""
+    work, genes = scratch.counts, scratch.genes
+    total = 0.0
+    for k in range(n):
+        gene = genes[k]
+        scratch.scale[gene] = work[_SCALE, k]
+        scratch.slope[gene] = work[_MU, k]
+        total += work[_SCALE, k] * factor * work[_MU, k]
+        if theta_sum.size:
+            theta_sum[gene] += weight * work[_OUT, k]
+    return total
+
+
+@compiled()
+def _scale(logits: np.ndarray, scale: np.ndarray, is_softmax: bool) -> float:
+    """Fill the scales; what they are to be divided by."""
+    if not is_softmax:
+        softplus_row(logits, scale)
+        return 1.0
+    total, high = 0.0, largest(logits)
+    for a in range(0, scale.size, STRETCH):
+        b = a + STRETCH
+        total += float(exp_row(logits[a:b], high, scale[a:b]))
+    return total
+
+
+@compiled()
+def _finish(
+    logits: np.ndarray,
+    scratch: Scratch,
+    factor: float,
+    weight: float,
+    shift: float,
+    is_softmax: bool,
+    bias_sum: np.ndarray,
+) -> None:
+    """From slopes by the mean to slopes by the logits."""
+    real = logits.dtype.type
+    if is_softmax:
+        f, s = real(factor * weight), real(shift * weight)
+        softmax_slopes(scratch.scale, scratch.slope, f, s, logits, bias_sum)
+    else:
+        softplus_slopes(scratch.slope, real(factor * weight), logits, bias_sum)
+
+
+@compiled()
+def _nb_dense(
+    scratch: Scratch,
+    dispersion: Dispersions,
+    factor: float,
+    weight: float,
+    theta_sum: np.ndarray,
+    dropout: np.ndarray,
+) -> tuple[float, float]:
+    """Loss of all zeros, and the sum of mean times slope; without ``theta_sum`` the loss alone."""
+    scale, slope = scratch.scale, scratch.slope
+    f, w = scale.dtype.type(factor), scale.dtype.type(weight)
+    stretch = STRETCH_OF_PRODUCTS if dropout.size else STRETCH
+    loss, total = 0.0, 0.0
+    for a in range(0, scale.size, stretch):
+        b = a + stretch
+        s, theta, inverse = scale[a:b], dispersion.theta[a:b], dispersion.inverse[a:b]
+        if not theta_sum.size:
+            if dropout.size:
+                loss += float(zinb_zeros_value(s, theta, inverse, f, dropout[a:b]))
+            else:
+                loss += float(nb_zeros_value(s, theta, inverse, f))
+            continue
+        ratio, sums = dispersion.ratio[a:b], theta_sum[a:b]
+        if dropout.size:
+            part = zinb_zeros(s, theta, inverse, ratio, f, w, slope[a:b], sums, dropout[a:b])
+        else:
+            part = nb_zeros(s, theta, inverse, ratio, f, w, slope[a:b], sums)
+        loss += float(part[0])
+        total += float(part[1])
+    return loss, total
+
+
+@compiled()
+def nb_rows(
+    span: tuple[int, int, int],
+    logits_rg: np.ndarray,
+    dropout_rg: np.ndarray,
+    log_theta_rg: np.ndarray,
+    rows: Rows,
+    cells: CellArrays,
+    dispersions: Dispersions,
+    sums: GeneSums,
+    scratch: Scratch,
+    is_softmax: bool,
+    wants_slopes: bool,
+) -> None:
+    """Losses of some cells under a (zero-inflated) negative binomial law.
+
+    Parameters
+    ----------
+    span
+        First cell, one after the last, and the cell that the block begins with.
+    logits_rg, dropout_rg, log_theta_rg
+        Logits of the scales, of extra zeros (``[0, 0]`` where there are none) and logarithms of
+        the dispersions (where cells have their own). Each becomes the derivative of the objective.
+    """
+    start, stop, first = span
+    nothing = scratch.scale[:0]
+    for n in range(start, stop):
+        r = n - first
+        logits = logits_rg[r]
+        weight = cells.weight[n] if wants_slopes else 0.0
+        has_slopes = weight != 0.0
+        kind = cells.group[n]
+        if log_theta_rg.size:
+            kind = 0
+            dispersion_row(
+                log_theta_rg[r],
+                dispersions.theta[0],
+                dispersions.inverse[0],
+                dispersions.ratio[0],
+                logits.dtype.type(EPS),
+            )
+        own = Dispersions(
+            dispersions.theta[kind], dispersions.inverse[kind], dispersions.ratio[kind]
+        )
+        dropout = dropout_rg[r] if dropout_rg.size else nothing
+        theta_sum = nothing
+        if has_slopes:
+            theta_sum = log_theta_rg[r] if log_theta_rg.size else sums.theta[kind]
+        divisor = _scale(logits, scratch.scale, is_softmax)
+        factor = cells.size[n] / divisor
+        least = EPS if dropout_rg.size else 0.0
+        m, loss = _gather_counts(rows, n, least, factor, own.theta, scratch)
+        loss += _nb_counts(scratch.counts, m)
+        if dropout_rg.size:
+            for k in range(m):
+                scratch.counts[_LOGIT, k] = dropout[scratch.genes[k]]
+            loss += _counted(scratch.counts, m)
+        zeros = _nb_dense(scratch, own, factor, weight, theta_sum, dropout)
+        cells.loss[n] = loss + zeros[0]
+        if not has_slopes:
+            logits[:] = 0.0
+            dropout[:] = 0.0
+            continue
+        total = zeros[1] + _scatter_counts(scratch, m, factor, weight, theta_sum)
+        cells.size_slope[n] = weight * total
+        _finish(logits, scratch, factor, weight, total / divisor, is_softmax, sums.bias)
+        if dropout_rg.size:
+            for k in range(m):
+                dropout[scratch.genes[k]] = weight * scratch.counts[_LOGIT, k]
+            add_row(dropout, sums.dropout_bias)
+        if log_theta_rg.size:
+            log_theta_slopes(own.theta, log_theta_rg[r], sums.dispersion_bias)
+
+
+@compiled()
+def poisson_rows(
+    span: tuple[int, int, int],
+    logits_rg: np.ndarray,
+    rows: Rows,
+    cells: CellArrays,
+    sums: GeneSums,
+    scratch: Scratch,
+    is_softmax: bool,
+    wants_slopes: bool,
+) -> None:
+    """Losses of some cells under a Poisson law; arguments as for :func:`nb_rows`."""
+    start, stop, first = span
+    nothing = scratch.scale[:0]
+    for n in range(start, stop):
+        logits = logits_rg[n - first]
+        divisor = _scale(logits, scratch.scale, is_softmax)
+        factor = cells.size[n] / divisor
+        m, loss = _gather_counts(rows, n, 0.0, factor, nothing, scratch)
+        loss += _poisson_counts(scratch.counts, m)
+        zeros = 0.0
+        for a in range(0, logits.size, STRETCH):
+            zeros += float(sum_row(scratch.scale[a : a + STRETCH]))
+        zeros *= factor
+        cells.loss[n] = loss + zeros
+        weight = cells.weight[n] if wants_slopes else 0.0
+        if weight == 0.0:
+            logits[:] = 0.0
+            continue
+        scratch.slope[:] = 1.0
+        total = zeros + _scatter_counts(scratch, m, factor, weight, nothing)
+        cells.size_slope[n] = weight * total
+        _finish(logits, scratch, factor, weight, total / divisor, is_softmax, sums.bias)

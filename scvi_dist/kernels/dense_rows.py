@@ -1,0 +1,216 @@
+"""Compiled loops over all genes of one cell: scales, and what a zero costs.
+
+Each array is a row, a contiguous stretch of ``[g]``. Loops run from 0 to the length of their first
+array and take slices, not bounds: then the compiler knows that no index is negative, and puts
+them into vector lanes. Losses are minus log-probabilities.
+
+A gene with a count has the scale 0 here, and so costs nothing and has no slope: what it costs is
+added by :mod:`~scvi_dist.kernels.count_rows`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from scvi_dist.kernels.compiled import SUMS, compiled
+from scvi_dist.kernels.math import exp, log, log1p
+
+STRETCH = 512
+"""Genes whose losses are added in the row's own precision, before they go to a float64."""
+STRETCH_OF_PRODUCTS = 96
+"""Genes whose factors, between 1/2 and 2, are multiplied: float32 holds 2^127."""
+
+
+@compiled(SUMS | {"nnan"})
+def largest(x: np.ndarray) -> Any:
+    """The largest value of a row that is not NaN."""
+    high = x[0]
+    for i in range(x.size):
+        high = x[i] if x[i] > high else high
+    return high
+
+
+@compiled(SUMS)
+def exp_row(logits: np.ndarray, high: Any, scale: np.ndarray) -> Any:
+    """Fill ``scale`` with ``exp(logits - high)`` and give its sum."""
+    total = logits.dtype.type(0.0)
+    for i in range(scale.size):
+        value = exp(logits[i] - high)
+        scale[i] = value
+        total += value
+    return total
+
+
+@compiled(SUMS)
+def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
+    """Fill ``scale`` with the softplus of the logits, and these with its slope."""
+    one, zero = logits.dtype.type(1.0), logits.dtype.type(0.0)
+    for i in range(scale.size):
+        x = logits[i]
+        e = exp(-x if x > zero else x)
+        scale[i] = (x if x > zero else zero) + log1p(e)
+        logits[i] = (one if x > zero else e) / (one + e)
+
+
+@compiled(SUMS)
+def dispersion_row(
+    log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, ratio: np.ndarray, eps: Any
+) -> None:
+    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``; the logarithms are left as zeros."""
+    one, zero = theta.dtype.type(1.0), theta.dtype.type(0.0)
+    for i in range(theta.size):
+        value = exp(log_theta[i])
+        theta[i] = value
+        inverse[i] = one / (value + eps)
+        ratio[i] = value * inverse[i]
+        log_theta[i] = zero
+
+
+@compiled(SUMS)
+def nb_zeros(
+    scale: np.ndarray,
+    theta: np.ndarray,
+    inverse: np.ndarray,
+    ratio: np.ndarray,
+    factor: Any,
+    weight: Any,
+    slope: np.ndarray,
+    theta_sum: np.ndarray,
+) -> tuple[Any, Any]:
+    """What zeros cost under a negative binomial law, and the sum of mean times slope.
+
+    ``slope`` becomes the derivative by the mean; the derivative by ``θ`` is added to ``theta_sum``.
+    """
+    one, loss, total = scale.dtype.type(1.0), scale.dtype.type(0.0), scale.dtype.type(0.0)
+    for i in range(scale.size):
+        mu = scale[i] * factor
+        t = mu * inverse[i]
+        growth = log1p(t)
+        d = ratio[i] * (one / (one + t))
+        loss += theta[i] * growth
+        slope[i] = d
+        total += mu * d
+        theta_sum[i] += weight * (growth - t * d)
+    return loss, total
+
+
+@compiled(SUMS)
+def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, factor: Any) -> Any:
+    """What zeros cost under a negative binomial law."""
+    loss = scale.dtype.type(0.0)
+    for i in range(scale.size):
+        loss += theta[i] * log1p(scale[i] * factor * inverse[i])
+    return loss
+
+
+@compiled(SUMS)
+def zinb_zeros(
+    scale: np.ndarray,
+    theta: np.ndarray,
+    inverse: np.ndarray,
+    ratio: np.ndarray,
+    factor: Any,
+    weight: Any,
+    slope: np.ndarray,
+    theta_sum: np.ndarray,
+    logits: np.ndarray,
+) -> tuple[Any, Any]:
+    """As :func:`nb_zeros` with extra zeros, whose logits become the derivative by them.
+
+    With ``p`` minus the logit and ``v`` this plus the log-probability of a counted zero, the loss
+    is ``softplus(p) - softplus(v)``. The logarithm of its quotients is taken of their product.
+    """
+    one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
+    loss, total, product = zero, zero, one
+    for i in range(scale.size):
+        mu = scale[i] * factor
+        t = mu * inverse[i]
+        growth = log1p(t)
+        log_zero = -theta[i] * growth
+        p = -logits[i]
+        v = log_zero + p
+        e_p = exp(-p if p > zero else p)
+        e_v = exp(-v if v > zero else v)
+        both = one / ((one + e_p) * (one + e_v))
+        by_p = (one + e_v) * both
+        sigmoid_p = (one if p > zero else e_p) * by_p
+        sigmoid_v = (one if v > zero else e_v) * ((one + e_p) * both)
+        product *= (one + e_v) * by_p
+        # Not v - p, which would round by the size of p.
+        loss -= (log_zero if v > zero else -p) if p > zero else zero
+        d = sigmoid_v * (ratio[i] * (one / (one + t)))
+        slope[i] = d
+        total += mu * d
+        theta_sum[i] += weight * (sigmoid_v * growth - t * d)
+        logits[i] = weight * (sigmoid_v - sigmoid_p)
+    return loss - log(product), total
+
+
+@compiled(SUMS)
+def zinb_zeros_value(
+    scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, factor: Any, logits: np.ndarray
+) -> Any:
+    """What zeros cost under a zero-inflated negative binomial law."""
+    one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
+    loss, product = zero, one
+    for i in range(scale.size):
+        log_zero = -theta[i] * log1p(scale[i] * factor * inverse[i])
+        p = -logits[i]
+        v = log_zero + p
+        e_p = exp(-p if p > zero else p)
+        e_v = exp(-v if v > zero else v)
+        product *= (one + e_v) / (one + e_p)
+        loss -= (log_zero if v > zero else -p) if p > zero else zero
+    return loss - log(product)
+
+
+@compiled(SUMS)
+def sum_row(x: np.ndarray) -> Any:
+    """The sum of a row."""
+    total = x.dtype.type(0.0)
+    for i in range(x.size):
+        total += x[i]
+    return total
+
+
+@compiled(SUMS)
+def softmax_slopes(
+    scale: np.ndarray,
+    slope: np.ndarray,
+    factor: Any,
+    shift: Any,
+    logits: np.ndarray,
+    bias_sum: np.ndarray,
+) -> None:
+    """Derivatives by the logits of a softmax: ``scale (factor slope - shift)``."""
+    for i in range(scale.size):
+        value = scale[i] * (factor * slope[i] - shift)
+        logits[i] = value
+        bias_sum[i] += value
+
+
+@compiled(SUMS)
+def softplus_slopes(
+    slope: np.ndarray, factor: Any, logits: np.ndarray, bias_sum: np.ndarray
+) -> None:
+    """Derivatives by the logits of a softplus, in place of the slopes of :func:`softplus_row`."""
+    for i in range(slope.size):
+        value = factor * slope[i] * logits[i]
+        logits[i] = value
+        bias_sum[i] += value
+
+
+@compiled(SUMS)
+def add_row(x: np.ndarray, total: np.ndarray) -> None:
+    """Add a row to a sum of rows."""
+    for i in range(x.size):
+        total[i] += x[i]
+
+
+@compiled(SUMS)
+def log_theta_slopes(theta: np.ndarray, slope: np.ndarray, bias_sum: np.ndarray) -> None:
+    """Derivatives by ``log θ`` from those by ``θ``, in place."""
+    for i in range(theta.size):
+        value = slope[i] * theta[i]
+        slope[i] = value
+        bias_sum[i] += value

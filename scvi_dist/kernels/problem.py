@@ -1,0 +1,88 @@
+"""What the likelihood of a minibatch is computed from, and what comes of it.
+
+Axis suffixes: ``n`` cells, ``g`` genes, ``h`` hidden units, ``t`` kinds of cells that have
+dispersions of their own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scvi_dist.batch import SparseCounts
+
+LAWS = ("nb", "zinb", "poisson")
+ACTIVATIONS = ("softmax", "softplus")
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """Which likelihood."""
+
+    counts: str
+    """One of :data:`LAWS`."""
+    scale: str = "softmax"
+    """One of :data:`ACTIVATIONS`: from logits to the scales of the genes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear layer from hidden units to genes."""
+
+    weight_gh: Tensor
+    bias_g: Tensor
+
+    @staticmethod
+    def of(linear: nn.Linear) -> "Head":
+        """The weights of a layer."""
+        return Head(linear.weight, linear.bias)
+
+    def logits(self, hidden_nh: Tensor) -> Tensor:
+        """``[n, g]``."""
+        return torch.addmm(self.bias_g, hidden_nh, self.weight_gh.t())
+
+
+@dataclass(frozen=True, slots=True)
+class CountProblem:
+    """Counts, and the network whose last layer gives the parameters of their law."""
+
+    law: Law
+    counts: SparseCounts
+    hidden_nh: Tensor
+    log_size_n: Tensor
+    """Logarithm of what the scales are multiplied by."""
+    scale: Head
+    dropout: Head | None
+    """Logits of extra zeros; for ``"zinb"``."""
+    dispersion: Head | None
+    """Logarithms of each cell's dispersions, or ..."""
+    log_theta_tg: Tensor | None
+    """... of those of each kind of cells. A Poisson law has neither."""
+    group_n: Tensor | None
+    """int64: the kind of each cell; of one kind where None."""
+
+    @property
+    def heads(self) -> Iterator[tuple[str, Head]]:
+        """The heads that there are, by name."""
+        for name in ("scale", "dropout", "dispersion"):
+            head = getattr(self, name)
+            if head is not None:
+                yield name, head
+
+    def groups(self) -> Tensor:
+        """int64 ``[n]``."""
+        if self.group_n is not None:
+            return self.group_n
+        return torch.zeros(self.counts.shape[0], dtype=torch.int64, device=self.hidden_nh.device)
+
+
+@dataclass(frozen=True, slots=True)
+class CountResult:
+    """Losses, and derivatives of their weighted sum by what was asked for."""
+
+    loss_n: Tensor
+    """Minus the log-likelihood of each cell."""
+    gradients: dict[str, Tensor]
+    """``"hidden_nh"``, ``"log_size_n"``, ``"log_theta_tg"``, and for each head its name with
+    ``".weight"`` and ``".bias"``."""

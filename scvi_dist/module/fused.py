@@ -1,0 +1,43 @@
+"""Which modules and minibatches the kernels take, and what a generative model gives of these.
+
+Axis suffixes: ``n`` cells.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import torch
+
+from scvi_dist.batch import CellBatch, SparseCounts
+from scvi_dist.kernels.problem import LAWS
+from scvi_dist.module.base import Tensors
+
+RECONSTRUCTION_LOSS = "reconstruction_loss"
+"""Key of generative outputs: minus the log-likelihood ``[n]``, where it is known already."""
+
+
+def has_kernels(module: Any) -> bool:
+    """Whether kernels compute this module's likelihood."""
+    dtype = next(module.parameters()).dtype
+    return module.args.gene_likelihood in LAWS and dtype in (torch.float32, torch.float64)
+
+
+def takes(tensors: Tensors, device: torch.device) -> TypeGuard[CellBatch]:
+    """Whether kernels compute with this minibatch: sparse counts, in full precision."""
+    if not isinstance(tensors, CellBatch) or not isinstance(tensors.x, SparseCounts):
+        return False
+    return not torch.is_autocast_enabled(device.type) and not torch.compiler.is_compiling()
+
+
+class Generated(dict[str, Any]):
+    """Generative outputs without the law of the counts, which is computed for whoever asks."""
+
+    def __init__(self, outputs: dict[str, Any], law: Callable[[], Any]) -> None:
+        super().__init__(outputs)
+        self._law = law
+
+    def __missing__(self, key: str) -> Any:
+        if key != "px":
+            raise KeyError(key)
+        self[key] = self._law()
+        return self[key]
