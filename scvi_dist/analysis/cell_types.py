@@ -48,5 +48,4 @@ def type_probabilities(
 
 
 def _probabilities(group: CellGroup, module: CellAssignModule) -> dict[str, Tensor]:
-    generated = module.generative(**module._get_generative_input(group.tensors))
-    return {TYPE_PROBABILITIES: generated["gamma"]}
+    return {TYPE_PROBABILITIES: module.type_probabilities(group.tensors)}

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
 from scvi_dist.distributions import NegativeBinomial
-from scvi_dist.errors import ConfigError, FieldNotFound
-from scvi_dist.module.base import BaseModule, LossOutput, Tensors, n_real_cells
+from scvi_dist.errors import ConfigError, FieldNotFound, did_you_mean
+from scvi_dist.kernels.cell_types import TypeParameters, TypeTerms, supports
+from scvi_dist.module.base import BaseModule, LossOutput, Tensors, n_real_cells, to_device
 from scvi_dist.module.cellassign_likelihood import Basis, dispersion, type_log_likelihood
+from scvi_dist.module.cellassign_terms import KERNELS
 from scvi_dist.module.vae import VAE
 from scvi_dist.nn import one_hot
 
@@ -106,6 +108,22 @@ class CellAssignModule(BaseModule):
         self.log_a = nn.Parameter(torch.zeros(N_BASIS))
         self.beta = nn.Parameter(torch.zeros(n_genes, n_columns)) if n_columns else None
         self.register_buffer("basis_means", means_b.clone())
+        self._kernel: str | None = None
+
+    @property
+    def kernel(self) -> str:
+        """How the loss is computed: ``"numba"``, compiled loops over sparse counts, or ``"torch"``.
+
+        The loops where they can be used, which is on a CPU, unless one of the two is set. Both give
+        the same loss and gradients, and :meth:`generative` and :meth:`loss` give them once more.
+        """
+        return self._kernel or ("numba" if supports(self.basis_means) else "torch")
+
+    @kernel.setter
+    def kernel(self, name: str) -> None:
+        if name not in KERNELS:
+            raise ConfigError(f"There is no kernel {name!r}; {did_you_mean(name, KERNELS)}")
+        self._kernel = name
 
     def _adopt(self, unused: VAE) -> None:
         """Take the parts of a VAE as our own, under their names, for the state alone."""
@@ -140,19 +158,12 @@ class CellAssignModule(BaseModule):
         inference_outputs: dict[str, Any] | None = None,
         transform_batch: int | None = None,
     ) -> dict[str, Any]:
-        size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
-        if size_factor is None:
-            raise FieldNotFound(
-                f"CellAssign needs size factors, but the minibatch has no "
-                f"{REGISTRY_KEYS.SIZE_FACTOR_KEY!r}: name their obs column as size_factor_key when "
-                "the data is set up."
-            )
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, transform_batch)
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            "size_factor": size_factor,
+            "size_factor": _size_factor(tensors),
             "design_matrix": self._design(tensors),
             "batch_index": batch_index,
         }
@@ -210,14 +221,15 @@ class CellAssignModule(BaseModule):
         """
         # Mixed precision would give exponents of eight bits.
         with torch.autocast(x.device.type, enabled=False):
+            given = self._parameters_of_types(size_factor, design_matrix)
             log_p_nc = type_log_likelihood(
                 x.to(self.b_g_0.dtype),
-                self.log_base(size_factor, design_matrix),
-                torch.exp(self.delta_log) * self.rho,
-                torch.exp(self.log_a),
-                self.basis_means,
+                given.log_base_ng,
+                given.shift_gc,
+                given.a_b,
+                given.means_b,
             )
-            p_x_c = log_p_nc + F.log_softmax(self.theta_logit, dim=-1)
+            p_x_c = log_p_nc + given.log_proportion_c
         return {
             "p_x_c": p_x_c,
             "gamma": F.softmax(p_x_c, dim=-1),
@@ -225,14 +237,74 @@ class CellAssignModule(BaseModule):
             "batch_index": batch_index,
         }
 
+    def _parameters_of_types(
+        self, size_factor: Tensor, design_matrix: Tensor | None
+    ) -> TypeParameters:
+        return TypeParameters(
+            log_base_ng=self.log_base(size_factor, design_matrix),
+            shift_gc=torch.exp(self.delta_log) * self.rho,
+            rho_gc=self.rho,
+            a_b=torch.exp(self.log_a),
+            means_b=self.basis_means,
+            log_proportion_c=F.log_softmax(self.theta_logit, dim=-1),
+        )
+
+    def _terms(self, tensors: Tensors, n_real: int) -> TypeTerms:
+        """What the minibatch says of its cells' types, by the kernel that is in use."""
+        with torch.autocast(self.device.type, enabled=False):
+            given = self._parameters_of_types(_size_factor(tensors), self._design(tensors))
+            return KERNELS[self.kernel](counts_of(tensors), given, n_real)
+
+    @torch.inference_mode()
+    def type_probabilities(self, tensors: Tensors) -> Tensor:
+        """Probability ``[n, c]`` of each type given the counts of each cell."""
+        terms = self._terms(to_device(tensors, self.device), 0)
+        return F.softmax(terms.log_joint_nc, dim=-1).to(self.b_g_0.dtype)
+
+    def forward(
+        self,
+        tensors: Tensors,
+        get_inference_input_kwargs: dict[str, Any] | None = None,
+        get_generative_input_kwargs: dict[str, Any] | None = None,
+        inference_kwargs: dict[str, Any] | None = None,
+        generative_kwargs: dict[str, Any] | None = None,
+        loss_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+    ) -> tuple[Any, ...]:
+        """As :meth:`BaseModule.forward`, in one pass that makes loss and gradient together.
+
+        The generative outputs have no graph then. Without ``compute_loss``, and with further
+        arguments of other parts than the loss, those parts are called one by one.
+        """
+        others = (
+            get_inference_input_kwargs,
+            get_generative_input_kwargs,
+            inference_kwargs,
+            generative_kwargs,
+        )
+        if any(others) or not compute_loss:
+            return super().forward(tensors, *others, loss_kwargs, compute_loss)
+        tensors = to_device(tensors, self.device)
+        n_real = n_real_cells(tensors)
+        terms = self._terms(tensors, n_real)
+        dtype, gamma_nc = self.b_g_0.dtype, F.softmax(terms.log_joint_nc, dim=-1)
+        expected_n = -(gamma_nc * terms.log_joint_nc).sum(dim=1)[:n_real].to(dtype)
+        generated = {
+            "p_x_c": terms.log_joint_nc.to(dtype),
+            "gamma": gamma_nc.to(dtype),
+            "s": _size_factor(tensors),
+            "batch_index": tensors[REGISTRY_KEYS.BATCH_KEY],
+        }
+        output = self._output(terms.expected, expected_n, **(loss_kwargs or {}))
+        return self.inference(), generated, output
+
     def count_laws(
         self, size_factor: Tensor, design_matrix: Tensor | None = None
     ) -> NegativeBinomial:
         """The law ``[n, g, c]`` of each count under each type: ``4 n g c`` bytes a parameter."""
-        shift_gc = torch.exp(self.delta_log) * self.rho
-        mu_ngc = torch.exp(self.log_base(size_factor, design_matrix)[:, :, None] + shift_gc)
-        basis = Basis.of(self.basis_means)
-        phi_ngc = dispersion(mu_ngc, torch.exp(self.log_a), basis)
+        given = self._parameters_of_types(size_factor, design_matrix)
+        mu_ngc = torch.exp(given.log_base_ng[:, :, None] + given.shift_gc)
+        phi_ngc = dispersion(mu_ngc, given.a_b, Basis.of(given.means_b))
         return NegativeBinomial(mu=mu_ngc, theta=phi_ngc)
 
     def loss(
@@ -252,10 +324,14 @@ class CellAssignModule(BaseModule):
         n_real = n_real_cells(tensors)
         p_nc, gamma_nc = generative_outputs["p_x_c"], generative_outputs["gamma"]
         expected_n = -(gamma_nc * p_nc).sum(dim=1)[:n_real]
+        return self._output(expected_n.sum(), expected_n, n_obs)
+
+    def _output(self, expected: Tensor, expected_n: Tensor, n_obs: float = 1.0) -> LossOutput:
+        """From minus the expected log-likelihood of the cells that count, summed and of each."""
         prior = self._negative_log_prior()
         return LossOutput(
             # A batch of padding alone weighs nothing, and must not be NaN.
-            loss=expected_n.sum() / max(n_real, 1) + prior / n_obs,
+            loss=expected / max(len(expected_n), 1) + prior / n_obs,
             reconstruction_loss=expected_n,
             kl_local=torch.zeros_like(expected_n),
             kl_global=prior,
@@ -289,6 +365,22 @@ class CellAssignModule(BaseModule):
             "CellAssign has no posterior predictive draws. The law of each count under each type "
             "is given by count_laws()."
         )
+
+
+def _size_factor(tensors: Tensors) -> Tensor:
+    values = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+    if values is None:
+        raise FieldNotFound(
+            f"CellAssign needs size factors, but the minibatch has no "
+            f"{REGISTRY_KEYS.SIZE_FACTOR_KEY!r}: name their obs column as size_factor_key when "
+            "the data is set up."
+        )
+    return values
+
+
+def counts_of(tensors: Tensors) -> SparseCounts | Tensor:
+    """The counts as they came, sparse or not."""
+    return tensors.x if isinstance(tensors, CellBatch) else tensors[REGISTRY_KEYS.X_KEY]
 
 
 def _check(n_genes: int, rho: Tensor, means_b: Tensor, b_g_0: Tensor | None) -> None:
