@@ -21,8 +21,8 @@ def warn_of_mixed_precision(config: TrainConfig) -> None:
         return
     warnings.warn(
         f"precision={config.precision!r} gains next to nothing on a CPU: training takes about as "
-        "long as in float32, and the validation ELBO differed by up to 0.19 %. Leave precision out, "
-        "or set it to '32-true' (in train(), or under train in a run file).",
+        "long as in float32, and the validation ELBO differed by up to 0.19 %. Leave precision "
+        "out, or set it to '32-true' (in train(), or under train in a run file).",
         PrecisionWarning,
         stacklevel=2,
     )
