@@ -121,6 +121,10 @@ class WarmUpWarning(UserWarning):
     """Training ends before the divergence from the prior has its full weight."""
 
 
+class PrecisionWarning(UserWarning):
+    """Arithmetic was asked for that costs quality and gains nothing."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The end of a message: the nearest valid name, or all of them where none is near."""
     names = [str(v) for v in valid]

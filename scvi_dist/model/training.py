@@ -84,8 +84,11 @@ def run(
     -----
     WarmUpWarning
         Training ends before the warm-up of the KL divergence.
+    PrecisionWarning
+        Mixed precision is asked for where it gains nothing.
     """
     from scvi_dist.train.fit_job import FitJob
+    from scvi_dist.train.precision import warn_of_mixed_precision
     from scvi_dist.train.warm_up import warn_of_unfinished_warm_up
 
     split = _split_of(manager, settings)
@@ -104,6 +107,7 @@ def run(
         resume=settings.resume,
     )
     warn_of_unfinished_warm_up(job)
+    warn_of_mixed_precision(job.train)
     if settings.ray is None:
         return _run_here(job, tracker, on_progress, callbacks, loggers), split
     if callbacks or loggers:

@@ -6,6 +6,7 @@ second-to-last axis of whatever is drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,16 @@ class _Binding:
                 f"a minibatch with at least one cell; this was {self}."
             )
 
-    def generator(self, draw: int, device: torch.device) -> torch.Generator:
-        """The generator of the ``draw``-th draw of this step, equal on all ranks."""
-        words = np.random.SeedSequence([self.seed, self.step, draw]).generate_state(1, np.uint64)
-        return torch.Generator(device).manual_seed(int(words[0]))
+    def entropy(self, draw: int) -> list[int]:
+        """What the ``draw``-th draw of this step depends on, equal on all ranks."""
+        return [self.seed, self.step, draw]
 
-    def rows(self, device: torch.device) -> Tensor:
+    def mine(self, noise: Tensor) -> Tensor:
         """This rank's items; a padding cell after the last one takes the noise of an early one."""
-        return torch.arange(self.start, self.stop, device=device) % self.n_global
+        if self.start == 0 and self.stop == self.n_global:
+            return noise
+        rows = torch.arange(self.start, self.stop, device=noise.device) % self.n_global
+        return noise.index_select(-2, rows)
 
 
 class NoiseStream:
@@ -79,9 +82,9 @@ class NoiseStream:
         """Standard normal noise of the shape ``[..., n, k]``, dtype and device of ``like``."""
         if self._binding is None:
             return torch.normal(torch.zeros_like(like), torch.ones_like(like))
-        noise, rows = self._global(like.shape, like.dtype, like.device)
-        generator = self._next_generator(like.device)
-        return noise.normal_(generator=generator).index_select(-2, rows)
+        noise = torch.empty(self._global(like.shape), dtype=like.dtype, device=like.device)
+        generator = _torch_generator(self._next_entropy(), like.device)
+        return self._binding.mine(noise.normal_(generator=generator))
 
     def rsample(self, law: Normal, sample_shape: torch.Size = NO_SAMPLES) -> Tensor:
         """A reparameterised draw ``[*sample_shape, n, k]`` from a normal law."""
@@ -97,14 +100,15 @@ class NoiseStream:
         where = torch.device("cpu" if device is None else device)
         if self._binding is None:
             return torch.empty(shape, dtype=dtype, device=where).bernoulli_(1 - p)
-        mask, rows = self._global(shape, dtype, where)
-        generator = self._next_generator(where)
-        return mask.bernoulli_(1 - p, generator=generator).index_select(-2, rows)
+        whole, entropy = self._global(shape), self._next_entropy()
+        if where.type == "cpu":
+            return self._binding.mine(_keep_on_cpu(entropy, whole, p).to(dtype))
+        mask = torch.empty(whole, dtype=dtype, device=where)
+        generator = _torch_generator(entropy, where)
+        return self._binding.mine(mask.bernoulli_(1 - p, generator=generator))
 
-    def _global(
-        self, shape: Sequence[int], dtype: Any, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Room for the noise of the global minibatch, and the rows of it that are ours."""
+    def _global(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the noise of the global minibatch, of which ours has this shape."""
         binding = self._binding
         assert binding is not None
         n_cells = shape[-2] if len(shape) > 1 else -1
@@ -115,8 +119,7 @@ class NoiseStream:
                 f"noise of shape {list(shape)} was asked for. Bind it with at() to the cells of "
                 "each batch, or unbind() it."
             )
-        whole = torch.empty((*shape[:-2], binding.n_global, shape[-1]), dtype=dtype, device=device)
-        return whole, binding.rows(device)
+        return (*shape[:-2], binding.n_global, shape[-1])
 
     @classmethod
     def keep_out_of_compiled_code(cls) -> None:
@@ -129,8 +132,22 @@ class NoiseStream:
             if not getattr(draw, "_torchdynamo_disable", False):
                 setattr(cls, name, torch.compiler.disable(draw))
 
-    def _next_generator(self, device: torch.device) -> torch.Generator:
+    def _next_entropy(self) -> list[int]:
         binding = self._binding
         assert binding is not None
         draw, self._n_draws = self._n_draws, self._n_draws + 1
-        return binding.generator(draw, device)
+        return binding.entropy(draw)
+
+
+def _torch_generator(entropy: list[int], device: torch.device) -> torch.Generator:
+    words = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(words[0]))
+
+
+def _keep_on_cpu(entropy: list[int], shape: tuple[int, ...], p: float) -> Tensor:
+    """float32: 0 with probability ``p`` to 32 bits, else 1; four times as fast as torch's own."""
+    least, n = round(p * 2**32), prod(shape)
+    if least == 2**32:
+        return torch.zeros(shape)
+    bits = np.random.SFC64(entropy).random_raw(-(-n // 2)).view(np.uint32)[:n]
+    return torch.from_numpy((bits >= least).astype(np.float32).reshape(shape))

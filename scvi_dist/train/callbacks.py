@@ -71,8 +71,8 @@ class WatchLoss(Callback):
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
         # Lightning's loss carries the factor that makes ranks weigh what their cells weigh.
-        addend = outputs["loss"].detach() * (batch.n_global / self.world.size)
-        self._sum = addend if self._sum is None else self._sum + addend
+        loss, weight = outputs["loss"].detach(), batch.n_global / self.world.size
+        self._sum = loss * weight if self._sum is None else self._sum.add_(loss, alpha=weight)
         self._n_cells += batch.n_global
         if plan.cursor.global_step % self.every == 0:
             self.look(plan)

@@ -13,6 +13,9 @@ from scvi_dist.errors import ConfigError, did_you_mean
 NEVER = 2**62
 """An interval that no run reaches."""
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Lightning's others would need minibatches of another type."""
+
 OPTIMIZERS = ("Adam", "AdamW", "Custom")
 
 OptimizerCreator = Callable[[Iterable[Tensor]], Optimizer]
@@ -74,7 +77,7 @@ class TrainConfig:
     batch_size: int = 128
     """Cells of a global minibatch, over all workers."""
     precision: str = "32-true"
-    """As Lightning names it: ``32-true``, ``bf16-mixed``, ``16-mixed``."""
+    """As Lightning names it: ``32-true``; on a GPU also ``bf16-mixed`` and ``16-mixed``."""
     accelerator: str = "auto"
     """As Lightning names it: ``cpu``, ``gpu``, ``auto``."""
     devices: int | str = "auto"
@@ -120,12 +123,18 @@ class TrainConfig:
         for name, valid in (
             ("gradient_clip_algorithm", ("norm", "value")),
             ("checkpoint_mode", ("min", "max")),
+            ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in valid:
                 raise ConfigError(
-                    f"train.{name} must be {valid[0]!r} or {valid[1]!r}, "
+                    f"train.{name} must be {' or '.join(map(repr, valid))}, "
                     f"got {getattr(self, name)!r}."
                 )
+        if self.precision == "16-mixed" and self.accelerator == "cpu":
+            raise ConfigError(
+                "train.precision is '16-mixed', which a CPU does not have; it must be '32-true', "
+                "or 'bf16-mixed', which gains nothing on a CPU."
+            )
         for name in ("check_val_every_n_epoch", "checkpoint_every_n_steps"):
             if getattr(self, name) is not None:
                 _at_least(f"train.{name}", getattr(self, name), 1)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
+from functools import reduce
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from scvi_dist.batch import CellBatch, SparseCounts
 
-Look = tuple[int, np.ndarray, Tensor, Tensor]
-"""Step, rows of its cells, its loss, the loss of each cell."""
+Look = tuple[int, np.ndarray, Tensor, list[Tensor]]
+"""Step, rows of its cells, its loss, the parts of the loss of each cell."""
 
 SHOWN = 10
 HUGE = 1e10
@@ -40,9 +41,19 @@ class LossWindow:
         self._looks: deque[Look] = deque(maxlen=n_steps)
         self._last_rows: np.ndarray | None = None
 
-    def add(self, step: int, rows: np.ndarray, loss: Tensor, cell_losses: Tensor) -> None:
-        """Remember a step: rows of its cells that count, its loss, and the loss of each of them."""
-        self._looks.append((step, rows, loss, cell_losses))
+    def add(self, step: int, rows: np.ndarray, loss: Tensor, parts: list[Tensor]) -> None:
+        """Remember a step.
+
+        Parameters
+        ----------
+        rows
+            Of its cells that count.
+        loss
+            0-d, without a graph.
+        parts
+            Of the loss of each of these cells, ``[n]`` or one number for all, without a graph.
+        """
+        self._looks.append((step, rows, loss, parts))
 
     def clear(self) -> None:
         """Forget the losses: all of them were finite."""
@@ -53,9 +64,10 @@ class LossWindow:
     def first_bad(self) -> tuple[int, str] | None:
         """The first step whose loss is not finite, and its cells in words."""
         previous = self._last_rows
-        for step, rows, loss, cell_losses in self._looks:
+        for step, rows, loss, parts in self._looks:
             if not torch.isfinite(loss):
-                return step, _describe_losses(rows, cell_losses, previous)
+                cell_losses_n = reduce(torch.add, [part.reshape(-1) for part in parts])
+                return step, _describe_losses(rows, cell_losses_n, previous)
             previous = rows
         return None
 

@@ -43,6 +43,7 @@ from scvi_dist.train.run_state import (
     set_counters,
 )
 from scvi_dist.train.start import READ_PLAN, common_start
+from scvi_dist.train.step_loop import StepLoop
 from scvi_dist.train.training_plan import TrainingPlan
 
 
@@ -237,10 +238,11 @@ class _Run:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        loop = StepLoop(trainer, [*ours, *stopping, self.saver])
         if self.world.size > 1:
             # Lightning would wait for the device in every step to pass on SIGTERM; we look at it
             # where we look at the loss.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+            loop._broadcast_sigterm_tensor = _nothing
         return trainer
 
     def _save(self) -> None:

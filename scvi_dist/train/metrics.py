@@ -15,6 +15,8 @@ Reduce = Callable[[Tensor], Tensor]
 """The sum of a tensor over all ranks."""
 
 VERSION = 1
+HELD_STEPS = 32
+"""Minibatches whose values wait to be added: together they cost what one of them would."""
 
 MODE_FIRST = ("classification_loss", "accuracy", "f1_score", "calibration_error")
 """Metrics whose names begin with the mode, where those of the others end with it."""
@@ -37,8 +39,9 @@ class EpochSums:
     def __init__(self) -> None:
         self._cell_names: tuple[str, ...] = ()
         self._batch_names: tuple[str, ...] = ()
-        # One vector for all sums: a step costs three small kernels, an epoch one collective.
+        # One vector for all sums: an epoch costs one collective.
         self._sums: Tensor | None = None
+        self._held: list[list[Tensor]] = []
         self.n_cells = 0.0
         """Cells summed over."""
         self.n_batches = 0.0
@@ -56,7 +59,7 @@ class EpochSums:
         Parameters
         ----------
         per_cell
-            Name -> sum over the batch's cells.
+            Name -> sum over the batch's cells; tensors that nobody writes into later.
         per_batch
             Name -> value of the global minibatch, the same on every rank.
         n_cells
@@ -64,19 +67,29 @@ class EpochSums:
         share
             Part of the global minibatch's cells that this rank has.
         """
-        if self._sums is None:
+        if self._sums is None and not self._held:
             self._cell_names, self._batch_names = tuple(per_cell), tuple(per_batch)
-        weighted = [
-            per_batch[k] if share == 1.0 else per_batch[k] * share for k in self._batch_names
-        ]
-        values = torch.stack([per_cell[k] for k in self._cell_names] + weighted).detach()
-        addend = values.to(_wide(values.device))
-        self._sums = addend if self._sums is None else self._sums.add_(addend)
+        values = [per_cell[k].detach() for k in self._cell_names]
+        values += [(per_batch[k] * share).detach() for k in self._batch_names]
+        self._held.append(values)
+        if len(self._held) == HELD_STEPS:
+            self._fold()
         self.n_cells += n_cells
         self.n_batches += share
 
+    def _fold(self) -> None:
+        """Add what is held: minibatch by minibatch, so that it does not matter when."""
+        if not self._held:
+            return
+        n_names = len(self._held[0])
+        values = torch.stack([value for values in self._held for value in values])
+        for row in values.to(_wide(values.device)).view(-1, n_names).unbind():
+            self._sums = row.clone() if self._sums is None else self._sums.add_(row)
+        self._held = []
+
     def reduced(self, reduce: Reduce) -> "EpochSums":
         """The sums over all ranks; one call of ``reduce``, which all ranks have to make."""
+        self._fold()
         sums = torch.zeros(0, dtype=torch.float64) if self._sums is None else self._sums
         counts = sums.new_tensor([self.n_cells, self.n_batches])
         total = reduce(torch.cat([sums, counts]))
@@ -88,6 +101,7 @@ class EpochSums:
 
     def means(self) -> dict[str, float]:
         """Name -> mean over cells, or over minibatches. Empty before anything was added."""
+        self._fold()
         if self._sums is None or self.n_cells == 0:
             return {}
         names = self._cell_names + self._batch_names
@@ -101,11 +115,12 @@ class EpochSums:
 
     def reset(self) -> None:
         """Back to nothing."""
-        self._sums = None
+        self._sums, self._held = None, []
         self.n_cells = self.n_batches = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
+        self._fold()
         return {
             "version": VERSION,
             "cell_names": list(self._cell_names),
@@ -116,7 +131,7 @@ class EpochSums:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, on the CPU."""
+        """Go on from what :meth:`state_dict` gave, on the CPU; before anything is added."""
         if state["version"] != VERSION:
             raise CheckpointError(
                 f"Sums of an epoch have version {state['version']}, this version reads {VERSION}."

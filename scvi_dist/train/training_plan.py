@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import reduce
 from inspect import signature
 from typing import Any
 
@@ -143,9 +142,9 @@ class TrainingPlan(pl.LightningModule):
             raise TrainingFailed(self._diagnosis(batch)) from error
         self._add(self.train_sums, output, batch)
         objective = self._objective(output, batch)
-        cell_losses = _cell_losses(output.reconstruction_loss, output.kl_local)
-        rows = batch.rows[: batch.n_real]
-        self.recent.add(self.cursor.global_step, rows, objective.detach(), cell_losses)
+        parts = [*output.reconstruction_loss.values(), *output.kl_local.values()]
+        rows, losses = batch.rows[: batch.n_real], [part.detach() for part in parts]
+        self.recent.add(self.cursor.global_step, rows, objective.detach(), losses)
         return objective
 
     def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
@@ -191,7 +190,9 @@ class TrainingPlan(pl.LightningModule):
     @torch.no_grad()
     def _add(self, sums: EpochSums, output: Any, batch: CellBatch) -> None:
         n = batch.n_real
-        kl_global = torch.as_tensor(output.kl_global_sum, device=output.loss.device)
+        kl_global = output.kl_global_sum
+        if not isinstance(kl_global, Tensor):
+            kl_global = torch.as_tensor(kl_global, device=output.loss.device)
         per_batch = {"kl_global": kl_global.reshape(())}
         sums.add(self._cell_sums(output, batch), per_batch, n, n / max(batch.n_global, 1))
 
@@ -313,9 +314,3 @@ def _compiled(module: nn.Module, config: TrainingPlanConfig) -> Callable[..., An
         return module.__call__
     NoiseStream.keep_out_of_compiled_code()
     return torch.compile(module.__call__, **{"dynamic": False, **(config.compile_kwargs or {})})
-
-
-@torch.no_grad()
-def _cell_losses(*parts: Mapping[str, Tensor]) -> Tensor:
-    """``[n]``: the parts of a loss, added; a part may be one number for all cells."""
-    return reduce(torch.add, [value.reshape(-1) for part in parts for value in part.values()])

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from scvi_dist.errors import ConfigError
+from scvi_dist.errors import ConfigError, PrecisionWarning
 from scvi_dist.train.configs import (
     EarlyStoppingConfig,
     RayConfig,
@@ -11,6 +11,7 @@ from scvi_dist.train.configs import (
     World,
     heuristic_max_epochs,
 )
+from scvi_dist.train.precision import warn_of_mixed_precision
 
 BAD = {
     "no cells in a batch": lambda: TrainConfig(batch_size=0),
@@ -18,6 +19,8 @@ BAD = {
     "two devices": lambda: TrainConfig(devices=2),
     "an interval of nothing": lambda: TrainConfig(checkpoint_every_n_steps=0),
     "truth as a number": lambda: TrainConfig(log_every_n_steps=True),
+    "numbers that cells do not have": lambda: TrainConfig(precision="64-true"),
+    "halves on a CPU": lambda: TrainConfig(precision="16-mixed", accelerator="cpu"),
     "no patience": lambda: EarlyStoppingConfig(patience=0),
     "a mode that is none": lambda: EarlyStoppingConfig(mode="least"),
     "a training metric": lambda: EarlyStoppingConfig(monitor="elbo_train"),
@@ -35,6 +38,17 @@ BAD = {
 def test_nonsense_is_refused(make) -> None:
     with pytest.raises(ConfigError, match=r"got|is|has|needs|must"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "warns"),
+    [("32-true", "cpu", False), ("bf16-mixed", "cpu", True), ("bf16-mixed", "gpu", False)],
+)
+def test_mixed_precision_on_a_cpu_is_warned_of(
+    precision: str, accelerator: str, warns: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    warn_of_mixed_precision(TrainConfig(precision=precision, accelerator=accelerator))
+    assert [w.category for w in recwarn] == [PrecisionWarning] * warns
 
 
 def test_a_near_name_is_offered() -> None:
