@@ -32,8 +32,6 @@ STOP_S = 120
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-    r"key|secret|token|password|passwd|credential|connection_string|sas", re.I
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
