@@ -4,6 +4,7 @@ Read :func:`run_job` from top to bottom. Each stage notes that it is done; the s
 again goes on with the next one.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +21,8 @@ from scvi_dist.job.models import fit_settings, new_model
 from scvi_dist.job.output_folder import OutputFolder
 from scvi_dist.job.plan import JobPlan, facts_of, in_bytes, plan_run
 from scvi_dist.model.device import resolve_device
-from scvi_dist.tracking import ModelFacts, NullTracker, Tracker
+from scvi_dist.tracking import ModelFacts, NullTracker, Tracker, log_files
+from scvi_dist.tracking.environment import environment_json
 
 MODEL = "model"
 """Name of the logged model."""
@@ -92,6 +94,7 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
         manager = AnnDataManager(store, schema, config.model.name)
         with closing(OutputFolder.claim(config, plan.store_digest)) as folder:
             result = JobResult(dir=folder.path)
+            folder.write_facts(plan.to_json(), environment_json())
             job = _Job(
                 config=config,
                 plan=plan,
@@ -100,19 +103,24 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
                 display=display,
                 result=result,
             )
-            try:
-                with _recorded(job):
-                    model = _train(job)
-                    _evaluate(job, model)
-                    _register(job, model)
-                    _write_latent(job, model)
-                    _write_predictions(job, model)
-                    _draw(job, model)
-            except _Interrupted:
-                result.interrupted = True
-            result.seconds = time.monotonic() - start
-            _summarise(job)
+            with _told(job):
+                _run_stages(job)
+                result.seconds = time.monotonic() - start
+                _summarise(job)
     return result
+
+
+def _run_stages(job: _Job) -> None:
+    try:
+        with _recorded(job):
+            model = _train(job)
+            _evaluate(job, model)
+            _register(job, model)
+            _write_latent(job, model)
+            _write_predictions(job, model)
+            _draw(job, model)
+    except _Interrupted:
+        job.result.interrupted = True
 
 
 def _train(job: _Job) -> Any:
@@ -271,6 +279,14 @@ def _draw(job: _Job, model: Any) -> None:
 
 
 @contextmanager
+def _told(job: _Job) -> Iterator[None]:
+    """What is shown, and what libraries say in this process, is kept in the folder's logs."""
+    logs = job.folder.path / log_files.FOLDER
+    with job.display.kept_in(logs / "run.log"), log_files.library_log(logs / "libraries.log"):
+        yield
+
+
+@contextmanager
 def _recorded(job: _Job) -> Iterator[None]:
     """The job has a tracker meanwhile; its run ends with the status that the job ends with."""
     config, plan, folder, display = job.config, job.plan, job.folder, job.display
@@ -281,10 +297,11 @@ def _recorded(job: _Job) -> Iterator[None]:
     with display.step("MLflow run") as step:
         job.tracker = tracker = Tracker.start_run(config.tracking, folder.path)
         step.say(tracker.run_id[:8] if tracker.ref else "not at all: tracking is off")
-    if config.train.ray.address is not None and "sqlite" in plan.tracking:
+    on_cluster = config.train.ray.address is not None or "RAY_ADDRESS" in os.environ
+    if on_cluster and "sqlite" in plan.tracking:
         display.warn(
-            "MLflow writes to a file on this host, which workers on other hosts do not see: "
-            "their metrics are lost. Set tracking.uri to a server."
+            "MLflow writes to a file on this host. Workers on hosts that do not see it lose their "
+            "metrics, and a database on network storage may break: set tracking.uri to a server."
         )
     job.result.where_to_look = tracker.where_to_look()
     tracker.log_params(run_tree(config))
