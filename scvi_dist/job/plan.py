@@ -68,7 +68,9 @@ class JobPlan:
     model: str
     n_parameters: int
     workers: int
-    """Ray Train workers; 0: this process."""
+    """Ray Train workers, the most of them where it is a range; 0: this process."""
+    min_workers: int
+    """The fewest workers."""
     batch_size: int
     """Over all ranks."""
     steps_per_epoch: int
@@ -138,7 +140,8 @@ class JobPlan:
 
     def _training(self) -> Iterator[tuple[str, str]]:
         yield "model", f"{self.model}, {self.n_parameters:,} parameters"
-        ranks = f"{self.workers} Ray Train worker{'s' if self.workers != 1 else ''}"
+        span = f"{self.min_workers} to " if self.min_workers < self.workers else ""
+        ranks = f"{span}{self.workers} Ray Train worker{'s' if self.workers != 1 else ''}"
         yield "where", ranks if self.workers else "this process, without Ray"
         world = max(1, self.workers)
         each = "" if world == 1 else f", {-(-self.batch_size // world):,} on each rank"
@@ -197,7 +200,7 @@ def plan_job(config: RunConfig) -> JobPlan:
 
 def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
     """The plan of a run on an open store."""
-    fit, loader, world = config.train.fit, config.train.loader, config.train.world
+    fit, loader, world = config.train.fit, config.train.loader, config.train.plan_world
     split = split_rows(store.n_obs, config.data.split, fit.batch_size)
     share = training_part(loader, store.n_obs)
     train_rows = sample_rows(split.train, store, config.train.sampling, fit.seed)
@@ -231,7 +234,8 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
         n_test=split.test.n,
         model=config.model.name,
         n_parameters=n_parameters,
-        workers=config.train.workers,
+        workers=config.train.world if config.train.uses_ray else 0,
+        min_workers=world if config.train.uses_ray else 0,
         batch_size=fit.batch_size,
         steps_per_epoch=reading.n_steps,
         max_epochs=fit.epochs_for(store.n_obs),
@@ -262,7 +266,7 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
 
 def plan_engine(config: RunConfig, store: Store) -> EngineChoice:
     """What will read the cells; with a cluster's address the cluster is not asked."""
-    under_ray = config.train.workers > 0
+    under_ray = config.train.uses_ray
     choice = choose_engine(
         config.train.loader,
         store.locator,

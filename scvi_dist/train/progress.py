@@ -24,6 +24,10 @@ class TrainProgress:
     wait_fraction: float = 0.0
     """Share of that time in which rank 0 waited for data."""
     epoch_ended: bool = False
+    workers: int = 1
+    """Ranks that train."""
+    recovery_s: float | None = None
+    """In the first report after workers were lost or gained: seconds without training."""
 
     @property
     def fraction(self) -> float:

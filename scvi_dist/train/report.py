@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from scvi_dist.batch import CellBatch
 from scvi_dist.tracking import Tracker
 from scvi_dist.train.callbacks import WatchLoss
+from scvi_dist.train.fit_job import Recovery
 from scvi_dist.train.progress import OnProgress, TrainProgress
 from scvi_dist.train.training_plan import TrainingPlan
 
@@ -24,6 +25,8 @@ class Report(Callback):
     ----------
     waited
         Seconds that this rank has waited for data so far.
+    recovery
+        Set where this process goes on for others that have ended.
     """
 
     def __init__(
@@ -35,12 +38,13 @@ class Report(Callback):
         max_steps: int | None,
         steps_per_epoch: int,
         waited: Callable[[], float],
+        recovery: Recovery | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch, self._tracker, self._on_progress = watch, tracker, on_progress
         self._max_epochs, self._max_steps = max_epochs, max_steps
         self._steps_per_epoch = steps_per_epoch
-        self._waited, self._clock = waited, clock
+        self._waited, self._recovery, self._clock = waited, recovery, clock
         self._start_s = clock()
         self._waited_before = 0.0
         self._n_cells = 0
@@ -64,6 +68,8 @@ class Report(Callback):
     ) -> None:
         self._n_cells += batch.n_global
         step = plan.cursor.global_step
+        if self._recovery is not None:
+            self._tell_recovery(plan, batch, self._recovery)
         if step % self._watch.every:
             return
         weight = plan.last_kl_weight
@@ -84,11 +90,24 @@ class Report(Callback):
         self._tracker.log_metrics(metrics, epoch)
         self._tell(plan, 0, metrics, epoch_ended=True)
 
+    def _tell_recovery(self, plan: TrainingPlan, batch: CellBatch, recovery: Recovery) -> None:
+        """Say how long there was no training, once there is some again."""
+        lost_s = recovery.lost_s + self._clock() - recovery.asked_s
+        self._recovery = None
+        metrics = {"perf/recovery_s": lost_s, "perf/workers": float(plan.world.size)}
+        self._tracker.log_metrics(metrics, plan.cursor.global_step)
+        self._tell(plan, batch.step + 1, metrics, epoch_ended=False, recovery_s=lost_s)
+
     def _speed(self) -> dict[str, float]:
         return {"cells_per_s": self.cells_per_s, "wait_fraction": self.wait_fraction}
 
     def _tell(
-        self, plan: TrainingPlan, epoch_step: int, metrics: Mapping[str, float], epoch_ended: bool
+        self,
+        plan: TrainingPlan,
+        epoch_step: int,
+        metrics: Mapping[str, float],
+        epoch_ended: bool,
+        recovery_s: float | None = None,
     ) -> None:
         if self._on_progress is None:
             return
@@ -102,6 +121,8 @@ class Report(Callback):
                 epoch_step=epoch_step,
                 metrics=dict(metrics),
                 epoch_ended=epoch_ended,
+                workers=plan.world.size,
+                recovery_s=recovery_s,
                 **self._speed(),
             )
         )
