@@ -7,6 +7,8 @@ your own cells:
   scvi-dist store info atlas.h5ad             what is in the file
   scvi-dist plan run.yaml                     what a run would do, and what it would need
   scvi-dist run run.yaml train.max_epochs=20  train, evaluate, register, write the latent space
+a cluster of Ray:
+  scvi-dist submit run.yaml --address http://head:8265 --follow     the same there
 stores:
   scvi-dist store shuffle atlas.h5ad fast.zarr    in random order, in a layout made for training
   scvi-dist store validate fast.zarr              read all of it and say what is wrong
@@ -62,6 +64,68 @@ examples:
   scvi-dist plan run.yaml
   scvi-dist plan run.yaml train.workers=8 train.batch_size=1024
   scvi-dist plan run.yaml --json | jq .memory
+"""
+
+SUBMIT = """\
+Sends a run file to a Ray cluster, where 'scvi-dist run' does what it says. The run file is the same
+as for 'run'; stores and the output folder are URLs or absolute paths that the cluster's hosts see.
+Submitted again, a run goes on where it stopped, in its folder and its MLflow run. The token of the
+cluster is taken from RAY_AUTH_TOKEN. Exit code with --follow: that of the run.
+"""
+
+SUBMIT_EPILOG = """\
+examples:
+  scvi-dist submit run.yaml --address http://head:8265 --follow
+  scvi-dist submit run.yaml train.workers=8 train.ray.use_gpu=true --name atlas-1
+  scvi-dist submit run.yaml --shared-storage       from a folder that the cluster sees, too
+  scvi-dist submit run.yaml --package              with this scvi_dist instead of the cluster's
+"""
+
+JOBS = """\
+The jobs of a Ray cluster. Its address comes from --address or RAY_API_SERVER_ADDRESS, its token
+from RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file).
+"""
+
+JOBS_LIST = """\
+Lists the jobs that the cluster was sent since it started, newest first.
+"""
+
+JOBS_LIST_EPILOG = """\
+examples:
+  scvi-dist jobs list --address http://head:8265
+  scvi-dist jobs list --json | jq '.[].name'
+"""
+
+JOBS_LOGS = """\
+Prints what a job has written; with --follow to its end, with the exit code of the run. Ctrl-C ends
+the watching, not the job.
+"""
+
+JOBS_LOGS_EPILOG = """\
+examples:
+  scvi-dist jobs logs atlas-1 --address http://head:8265
+  scvi-dist jobs logs atlas-1 --follow
+"""
+
+JOBS_STOP = """\
+Asks a job to stop and waits until it has: a training writes a checkpoint first, and the run goes
+on from there when it is submitted again.
+"""
+
+JOBS_STOP_EPILOG = """\
+examples:
+  scvi-dist jobs stop atlas-1 --address http://head:8265
+"""
+
+JOBS_STATUS = """\
+Says how a job is. Exit code 0 if it waits, runs or has succeeded, 130 if it was stopped, else that
+of the run.
+"""
+
+JOBS_STATUS_EPILOG = """\
+examples:
+  scvi-dist jobs status atlas-1 --address http://head:8265
+  scvi-dist jobs status atlas-1 --json | jq -r .status
 """
 
 STORE = """\

@@ -21,6 +21,7 @@ A message says what was expected, what was seen, where, and what to do::
     ├── TrainingFailed         (RuntimeError)
     ├── CheckpointError        (RuntimeError)
     ├── WaitTimeout            (TimeoutError)       a wait reached its limit
+    ├── ClusterUnreachable     (ConnectionError)    a Ray cluster did not answer, or refused to
     ├── TrackingError          (RuntimeError)
     ├── UnsafeFile             (ValueError)         a file would run code when read
     └── MissingDependency      (ImportError)
@@ -106,6 +107,10 @@ class CheckpointError(ScviDistError, RuntimeError):
 
 class WaitTimeout(ScviDistError, TimeoutError):
     """A wait reached its limit."""
+
+
+class ClusterUnreachable(ScviDistError, ConnectionError):
+    """A cluster's address does not answer, or refuses who asks."""
 
 
 class TrackingError(ScviDistError, RuntimeError):

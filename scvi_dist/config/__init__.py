@@ -13,6 +13,7 @@ from typing import Any
 from scvi_dist.config.build import build, dotted_keys, to_tree
 from scvi_dist.config.model_kinds import MODELS, ModelKind, kind_in, with_defaults
 from scvi_dist.config.run_file import RunFile, dump, parse_run_file, read_run_file
+from scvi_dist.config.secret_check import refuse_secrets_in
 from scvi_dist.config.sections import (
     DataConfig,
     ModelConfig,
@@ -49,7 +50,8 @@ def load_run(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunCon
     Raises
     ------
     ConfigError
-        A key is unknown or missing, or a value has the wrong type or contradicts another.
+        A key is unknown or missing, or a value has the wrong type, contradicts another, or is a
+        secret.
     """
     return _built(read_run_file(path, overrides))
 
@@ -83,4 +85,6 @@ def _built(file: RunFile) -> RunConfig:
     train = tree.get("train")
     keys = train.get("plan") if isinstance(train, Mapping) else None
     plan = kind.plan_class(keys if isinstance(keys, Mapping) else {})
-    return build(RunConfig, tree, replace(file, known_keys=run_keys(), types={_PLAN: plan}))
+    config = build(RunConfig, tree, replace(file, known_keys=run_keys(), types={_PLAN: plan}))
+    refuse_secrets_in(config)
+    return config
