@@ -221,7 +221,7 @@ class _Run:
             strategy = GivenProcessGroup(self.world, forward_sync_buffers=not config.sync_batchnorm)
         counting = [KeepCount(), KeepConstraints()]
         ours = [_Restore(self, state), *counting, self.watch, self.stop, self.report]
-        if self.world.is_first:
+        if not self.extras.is_worker:
             ours.append(KeepGoodWeights(self.job.module, config.log_every_n_steps))
         stopping = [self.early_stop] if self.early_stop else []
         trainer = pl.Trainer(

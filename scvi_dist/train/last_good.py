@@ -12,35 +12,35 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
 from scvi_dist.train.diagnosis import all_finite
 
-EVERY_S = 5.0
-"""Between two copies of the weights."""
+SHARE = 0.02
+"""Of the time, at most, is spent on copies of the weights."""
 
 
 class KeepGoodWeights(Callback):
     """Brings back the weights of the last good step when the loss is no number any more.
 
-    Comes after the callback that looks at the loss: what that has passed is copied to the CPU, a
-    few seconds apart, so that steps do not become slower.
+    Comes after the callback that looks at the loss: what that has passed is copied to the CPU, not
+    every time where copies take long.
 
     Parameters
     ----------
     every
         Steps between two looks at the loss.
-    every_s
-        Seconds between two copies.
+    share
+        Of the time that copies may take.
     """
 
     def __init__(
         self,
         module: nn.Module,
         every: int,
-        every_s: float = EVERY_S,
+        share: float = SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._module, self._every, self._every_s, self._clock = module, every, every_s, clock
+        self._module, self._every, self._share, self._clock = module, every, share, clock
         self._step = 0
         self._weights: dict[str, Tensor] = {}
-        self._copied_s = -every_s
+        self._next_s = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         self._copy(plan.cursor.global_step)
@@ -49,7 +49,7 @@ class KeepGoodWeights(Callback):
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
         step = plan.cursor.global_step
-        if step % self._every == 0 and self._clock() - self._copied_s >= self._every_s:
+        if step % self._every == 0 and self._clock() >= self._next_s:
             self._copy(step)
 
     def on_exception(self, trainer: pl.Trainer, plan: Any, exception: BaseException) -> None:
@@ -58,8 +58,11 @@ class KeepGoodWeights(Callback):
             exception.add_note(f"The model has the weights of step {self._step}.")
 
     def _copy(self, step: int) -> None:
+        began_s = self._clock()
         state = self._module.state_dict()
         # A finite loss may have had an infinite gradient: the weights are broken, the loss is not.
         if all_finite(state.values()):
             self._weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-            self._step, self._copied_s = step, self._clock()
+            self._step = step
+        ended_s = self._clock()
+        self._next_s = ended_s + (ended_s - began_s) / self._share

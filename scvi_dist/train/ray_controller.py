@@ -64,6 +64,8 @@ class KeepRunning(ControllerCallback):
             self._save_first()
             ask(self._collector.lost)
             self._waiting_since = time.monotonic()
+        elif kind is Is.PREEMPTING and previous_state._state_type is not kind:
+            self._save_first()
         elif kind in (Is.RESTARTING, Is.RESCHEDULING, Is.SCHEDULING, Is.INITIALIZING):
             self._wait(kind)
             self._follow_nodes()

@@ -17,6 +17,7 @@ from scvi_dist.dataloaders.engine import EngineChoice, choose_engine
 from scvi_dist.dataloaders.source import is_in_memory
 from scvi_dist.errors import ConfigError, ScviDistError, TrainingFailed
 from scvi_dist.train.callbacks import handler_restored
+from scvi_dist.train.checkpoint import latest_checkpoint
 from scvi_dist.train.collector import Collector, WorkerFailure
 from scvi_dist.train.configs import RayConfig
 from scvi_dist.train.fit_job import FitJob, FitResult
@@ -63,7 +64,22 @@ def run(job: FitJob, config: RayConfig, on_progress: OnProgress | None = None) -
     if job.run_dir is not None:
         job = replace(job, run_dir=str(Path(job.run_dir).absolute()), resume=True)
     with connected(config) as is_ours:
-        return _run_connected(job, config, on_progress, is_ours)
+        try:
+            return _run_connected(job, config, on_progress, is_ours)
+        except TrainingFailed as error:
+            _restore_good_weights(job, error)
+            raise
+
+
+def _restore_good_weights(job: FitJob, error: TrainingFailed) -> None:
+    """Let the module have the weights of the last checkpoint: no step after it is known to be good.
+
+    The error says so.
+    """
+    good = latest_checkpoint(job.run_dir) if job.run_dir else None
+    if good is not None:
+        job.module.load_state_dict(good.load()["module"])
+        error.add_note(f"The model has the weights of step {good.cursor.global_step}.")
 
 
 def engine_for(job: FitJob, config: RayConfig, cluster_cpus: float | None = None) -> EngineChoice:

@@ -60,7 +60,7 @@ def _fit_and_report(task: WorkerTask, world: World) -> None:
 
 
 def _extras(task: WorkerTask, world: World, sync_batchnorm: bool, link: "_Link") -> TrainerExtras:
-    shared = TrainerExtras(engine=task.engine, plan_world=task.config.min_workers)
+    shared = TrainerExtras(engine=task.engine, plan_world=task.config.min_workers, is_worker=True)
     if world.is_first:
         lost_s = ask(task.collector.begin)
         shared = replace(
