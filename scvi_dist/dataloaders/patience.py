@@ -44,7 +44,7 @@ def patiently(
         except StoreUnreachable as error:
             began_s = clock() if began_s is None else began_s
             out_s = clock() - began_s
-            if not error.may_pass or out_s + wait_s > limit_s:
+            if not error.may_pass or out_s >= limit_s:
                 error.add_note(f"waited {out_s:.0f} s of at most {limit_s:.0f} s for the store")
                 raise
             log.warning(
@@ -53,5 +53,5 @@ def patiently(
                 out_s,
                 limit_s,
             )
-        pause(wait_s)
+        pause(min(wait_s, limit_s - out_s))
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from scvi_dist.dataloaders.split import Split, split_rows
 from scvi_dist.errors import OutputExists
 from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import clash, read_state, run_facts, wanted_stages
+from scvi_dist.job.reader_plan import ReaderPlan, plan_readers
 from scvi_dist.tracking import redact
 
 LIBRARIES_BYTES = 900 << 20
@@ -96,6 +97,8 @@ class JobPlan:
     output_state: str
     makes: tuple[str, ...]
     tracking: str
+    readers: ReaderPlan | None = None
+    """Of a run with workers; ``None`` where nothing was measured."""
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -164,6 +167,8 @@ class JobPlan:
 
     def _reading(self) -> Iterator[tuple[str, str]]:
         yield "engine", f"{self.engine}: {self.engine_reason}"
+        if self.readers is not None:
+            yield "reading cores", self.readers.to_text()
         yield "an epoch reads", f"{in_bytes(self.read_bytes_per_epoch)} of cells, over all ranks"
         yield (
             "shuffling",
@@ -187,7 +192,7 @@ class JobPlan:
 
 
 def plan_job(config: RunConfig) -> JobPlan:
-    """The plan of a run. Opens the store and reads the columns of obs; starts nothing.
+    """The plan of a run. Opens the store, reads the columns of obs and some cells; starts nothing.
 
     Raises
     ------
@@ -195,7 +200,11 @@ def plan_job(config: RunConfig) -> JobPlan:
         What would keep the run from starting: the store, the columns, the memory.
     """
     with open_run_store(config) as store:
-        return plan_run(config, store, fit_schema(store, config.setup))
+        plan = plan_run(config, store, fit_schema(store, config.setup))
+        if not config.train.uses_ray:
+            return plan
+        readers = plan_readers(config, store, plan.n_parameters, config.train.world)
+        return replace(plan, readers=readers)
 
 
 def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:

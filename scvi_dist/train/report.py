@@ -12,6 +12,7 @@ from scvi_dist.tracking import Tracker
 from scvi_dist.train.callbacks import WatchLoss
 from scvi_dist.train.fit_job import Recovery
 from scvi_dist.train.progress import OnProgress, TrainProgress
+from scvi_dist.train.speed import parallel_efficiency
 from scvi_dist.train.training_plan import TrainingPlan
 
 
@@ -79,7 +80,7 @@ class Report(Callback):
         mean_loss = {"train_loss_step": self._watch.mean_loss}
         if plan.config.on_step:
             plan.history.add(mean_loss, step - 1)
-        metrics = mean_loss | self._speed()
+        metrics = mean_loss | self._speed() | self._scaling(trainer, plan)
         metrics |= {} if weight is None else {"kl_weight": weight}
         metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         self._tracker.log_metrics(metrics, step)
@@ -100,6 +101,14 @@ class Report(Callback):
 
     def _speed(self) -> dict[str, float]:
         return {"cells_per_s": self.cells_per_s, "wait_fraction": self.wait_fraction}
+
+    def _scaling(self, trainer: pl.Trainer, plan: TrainingPlan) -> dict[str, float]:
+        """What each of several ranks achieves."""
+        if plan.world.size == 1:
+            return {}
+        metrics = {"cells_per_s_per_rank": self.cells_per_s / plan.world.size}
+        efficiency = parallel_efficiency(trainer.strategy.model, self.wait_fraction)
+        return metrics if efficiency is None else metrics | {"parallel_efficiency": efficiency}
 
     def _tell(
         self,
