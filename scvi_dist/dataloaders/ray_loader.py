@@ -318,9 +318,9 @@ class RayLoader(PlanLoader):
         free = ray.available_resources().get("CPU", 0)
         return (
             f"rank {self.rank}: Ray Data delivered nothing within {self.config.wait_limit_s:.0f} "
-            f"s. A reader task needs {self.config.reader_cpus:g} CPUs; the cluster has {total:g}, "
-            f"of which {free:g} are free. Give workers fewer CPUs, add a node, or use engine "
-            f"'local'."
+            f"s. A reader task needs {self.config.reader_cpus:g} CPUs{_beside(self.config)}; the "
+            f"cluster has {total:g}, of which {free:g} are free. Give workers fewer CPUs, "
+            f"add a node, or use engine 'local'."
         )
 
 
@@ -332,6 +332,13 @@ def _placement(config: LoaderConfig) -> dict[str, Any]:
     if config.reader_labels:
         placement["label_selector"] = dict(config.reader_labels)
     return placement
+
+
+def _beside(config: LoaderConfig) -> str:
+    """What a reader needs besides CPUs, in words."""
+    resources = "".join(f", {n:g} {name}" for name, n in config.reader_resources.items())
+    labels = ", ".join(f"{name}={value}" for name, value in config.reader_labels.items())
+    return resources + (f" on a node labelled {labels}" if labels else "")
 
 
 def _context(config: LoaderConfig, window_bytes: int) -> DataContext:

@@ -29,6 +29,7 @@ from scvi_dist.train.callbacks import (
     handler_restored,
 )
 from scvi_dist.train.checkpoint import Checkpoint, prune_checkpoints, write_checkpoint
+from scvi_dist.train.compression import CompressGradients
 from scvi_dist.train.configs import NEVER, World
 from scvi_dist.train.feed import EpochFeed, ValidationFeed
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
@@ -223,6 +224,8 @@ class _Run:
         ours = [_Restore(self, state), *counting, self.watch, self.stop, self.report]
         if not self.extras.is_worker:
             ours.append(KeepGoodWeights(self.job.module, config.log_every_n_steps))
+        if self.extras.gradient_compression is not None and self.world.size > 1:
+            ours.append(CompressGradients(self.extras.gradient_compression))
         stopping = [self.early_stop] if self.early_stop else []
         trainer = pl.Trainer(
             accelerator=config.accelerator,

@@ -119,6 +119,8 @@ class TrainerExtras:
     plan_world: int | None = None
     """Ranks that the read plan is made for, where their number may change; ``None``: all there
     are."""
+    gradient_compression: str | None = None
+    """How several ranks send gradients; see ``compression.py``."""
     is_worker: bool = False
     """Whether the module is this process's own, which nobody sees once it has failed."""
     recovery: Recovery | None = None

@@ -4,18 +4,11 @@ For ``torchrun``, Slurm or a test: the caller has called ``torch.distributed.ini
 and says which rank this is.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from scvi_dist.train.configs import World
-
-COMPRESSION: dict[str | None, Callable[..., Any] | None] = {None: None, "bf16": bf16_compress_hook}
-"""``ray.gradient_compression`` -> torch's hook for a bucket of gradients."""
 
 
 class GivenWorld(LightningEnvironment):

@@ -13,7 +13,6 @@ from scvi_dist.train.collector import Orders, WorkerFailure
 from scvi_dist.train.configs import RayConfig, World
 from scvi_dist.train.fit import fit
 from scvi_dist.train.fit_job import FitJob, Recovery, TrainerExtras
-from scvi_dist.train.process_group import COMPRESSION
 from scvi_dist.train.progress import TrainProgress
 from scvi_dist.train.ray_controller import ANSWER_S, ask
 
@@ -78,9 +77,9 @@ def _extras(task: WorkerTask, world: World, sync_batchnorm: bool, link: "_Link")
             find_unused_parameters=False,
             forward_sync_buffers=not sync_batchnorm,
             gradient_as_bucket_view=True,
-            ddp_comm_hook=COMPRESSION[task.config.gradient_compression],
         ),
         plugins=(RayLightningEnvironment(),),
+        gradient_compression=task.config.gradient_compression,
     )
 
 

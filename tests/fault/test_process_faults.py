@@ -210,6 +210,8 @@ FAULTS = {
 def test_workers_and_readers_that_end_are_replaced(
     fault: ProcessFault, cells: Path, undisturbed: FitResult, tmp_path: Path
 ) -> None:
+    import ray
+
     from scvi_dist.train import ray_train
 
     ended: list[int] = []
@@ -227,7 +229,10 @@ def test_workers_and_readers_that_end_are_replaced(
             proxy.faults.append(Fault("delay", match=cells.name, delay_s=0.05))
             source = f"{proxy.url}/{cells.name}"
         job = told_job(source, tmp_path)
-        loader = replace(job.loader, engine=fault.engine, readers=1, reader_cpus=0.5)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        loader = replace(
+            job.loader, engine=fault.engine, readers=1, reader_cpus=0.5, reader_labels=here
+        )
         job = replace(job, loader=loader)
         killer = threading.Thread(target=end_one)
         killer.start()

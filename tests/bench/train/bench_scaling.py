@@ -2,11 +2,11 @@
 
     python tests/bench/train/bench_scaling.py [--genes 2000] [--batch 256]
 
-Measured on one thread a process: a step for several numbers of cells (a line through them), reading,
-and all-reduces of several sizes between two gloo processes (a line again). Assumed: a ring of P
-ranks moves 2 (P - 1) / P of the gradients and waits 2 (P - 1) times for the network; what batch norms
-exchange waits 2 log2 P times each; nothing of it is hidden behind computing; each rank reads for
-itself. Two tables: the batch grows with the ranks, or stays what it is for one.
+Measured on one thread a process: a step for several numbers of cells (a line through them),
+reading, and all-reduces of several sizes between two gloo processes (a line again). Assumed: a ring
+of P ranks moves 2 (P - 1) / P of the gradients and waits 2 (P - 1) times for the network; what
+batch norms exchange waits 2 log2 P times each; nothing of it is hidden behind computing; each rank
+reads for itself. Two tables: the batch grows with the ranks, or stays what it is for one.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def rank_main(rank: int, path: str, batch: int, folder: str) -> None:
 
 
 def line(x: list[float], y: list[float]) -> tuple[float, float]:
-    """Intercept and slope of a line that is nowhere below 0; small values count as much as large."""
+    """Intercept and slope, neither below 0; small values count as much as large ones."""
     design = np.stack([np.ones(len(x)), x], axis=1) / np.asarray(y)[:, None]
     a, b = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)[0]
     return max(float(a), 0.0), max(float(b), 0.0)
