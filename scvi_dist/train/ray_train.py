@@ -27,6 +27,7 @@ from scvi_dist.train.ray_controller import KeepRunning, ask
 from scvi_dist.train.ray_watch import Watch
 from scvi_dist.train.ray_worker import WorkerTask, work
 from scvi_dist.train.start import starting_point
+from scvi_dist.train.writer_claim import WriterClaim
 
 PLACE_S = 10
 """How long Ray Train waits for places for its workers until it looks at the cluster anew."""
@@ -63,6 +64,8 @@ def run(job: FitJob, config: RayConfig, on_progress: OnProgress | None = None) -
     starting_point(job)
     if job.run_dir is not None:
         job = replace(job, run_dir=str(Path(job.run_dir).absolute()), resume=True)
+        # Workers of a driver that was killed may still be at work there: they write no more.
+        WriterClaim(str(job.run_dir))
     with connected(config) as is_ours:
         try:
             return _run_connected(job, config, on_progress, is_ours)
