@@ -58,6 +58,9 @@ class StoreChanged(StoreError, RuntimeError):
 class StoreUnreachable(StoreError, ConnectionError):
     """The service that holds a store did not answer, or refused to, however often it was asked."""
 
+    may_pass: bool = True
+    """Whether it may answer later; not where credentials lack."""
+
 
 class UnsupportedStore(StoreError, TypeError):
     """The format or layout is one that scvi_dist does not read."""

@@ -141,8 +141,9 @@ class ModelConfig:
 class TrainSection:
     """How long, with what, and by how many workers."""
 
-    workers: int = 1
-    """Ray Train workers, one device each; 0: train in this process, without Ray."""
+    workers: int | tuple[int, ...] = 1
+    """Ray Train workers, one device each; 0: train in this process, without Ray. ``[2, 8]``: as
+    many as can be had, at least 2 and at most 8, while nodes come and go."""
     fit: TrainConfig = field(default_factory=TrainConfig, metadata=INLINE)
     labelled: LabelledConfig = field(default_factory=LabelledConfig, metadata=INLINE)
     kl_warmup_fraction: float | None = 1 / 3
@@ -158,8 +159,13 @@ class TrainSection:
     ray: RayConfig = field(default_factory=RayConfig, metadata=hidden("num_workers", "shutdown"))
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"workers: expected 0 or more, seen {self.workers}.")
+        bounds = self.workers if isinstance(self.workers, tuple) else (self.workers,) * 2
+        least = 1 if isinstance(self.workers, tuple) else 0
+        if len(bounds) != 2 or not least <= bounds[0] <= bounds[1]:
+            raise ConfigError(
+                "workers: expected 0 or more, or the fewest (1 or more) and the most, seen "
+                f"{self.workers}."
+            )
         if self.kl_warmup_fraction is None:
             return
         if not 0 < self.kl_warmup_fraction <= 1:
@@ -182,9 +188,19 @@ class TrainSection:
         return replace(self.plan, n_epochs_kl_warmup=None, n_steps_kl_warmup=steps)
 
     @property
+    def uses_ray(self) -> bool:
+        """Whether Ray Train's workers train, and not this process."""
+        return self.workers != 0
+
+    @property
     def world(self) -> int:
-        """Number of ranks."""
-        return max(1, self.workers)
+        """Number of ranks; the most where it is a range."""
+        return max(1, *self.workers) if isinstance(self.workers, tuple) else max(1, self.workers)
+
+    @property
+    def plan_world(self) -> int:
+        """Number of ranks that reading is planned for; the fewest where it is a range."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.world
 
     @property
     def ray_config(self) -> RayConfig:
@@ -193,7 +209,8 @@ class TrainSection:
         if self.fit.accelerator == "auto" and self.ray.address is None:
             on_gpu = on_gpu or torch.cuda.device_count() >= self.world
         # What comes after training needs the memory and the cores.
-        return replace(self.ray, num_workers=self.world, use_gpu=on_gpu, shutdown=True)
+        num_workers = (self.plan_world, self.world) if self.plan_world < self.world else self.world
+        return replace(self.ray, num_workers=num_workers, use_gpu=on_gpu, shutdown=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

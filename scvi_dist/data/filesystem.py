@@ -298,7 +298,7 @@ def unreadable(where: str, what: str, error: Exception) -> StoreError:
     its message holds a secret.
     """
     told = redact_text(str(error)) or type(error).__name__
-    problem: StoreError
+    problem: Any
     if isinstance(error, FileNotFoundError):
         problem = StoreChanged(
             f"{where}: {what} is gone: {told}. It was there when the store was opened; somebody "
@@ -309,6 +309,7 @@ def unreadable(where: str, what: str, error: Exception) -> StoreError:
             f"{where}: {what} could not be fetched: {told}. Give credentials that may read it by "
             "the environment, or storage_options={'anon': True} for public data."
         )
+        problem.may_pass = False
     elif _is_network(error):
         problem = StoreUnreachable(
             f"{where}: {what} could not be fetched: {told}. Try again later."

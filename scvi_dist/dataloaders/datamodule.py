@@ -49,6 +49,9 @@ class CellDataModule(pl.LightningDataModule):
         cells; ``None``: none.
     sampling
         Which training cells an epoch draws, and how often; ``None``: each once.
+    plan_world
+        Number of ranks that the windows are made for, where it may change during a run: the
+        fewest. ``None``: all there are.
 
     Attributes
     ----------
@@ -70,11 +73,13 @@ class CellDataModule(pl.LightningDataModule):
         train_plan: PlanConfig | None = None,
         labelled: LabelledConfig | None = None,
         sampling: SamplingConfig | None = None,
+        plan_world: int | None = None,
     ) -> None:
         super().__init__()
         self._source = opened(source)
         self._config = config or LoaderConfig()
         self._rank, self._world = rank, world
+        self._plan_world = plan_world or world
         self._batch_size, self._seed = batch_size, seed
         self._labelled = labelled
         self.engine = engine or choose_engine(
@@ -162,7 +167,7 @@ class CellDataModule(pl.LightningDataModule):
         if self._labelled is None:
             return None
         config = replace(self._part(share * LABELLED_SHARE), readers=1)
-        labelled = make_labelled_plan(plan, self._source, self._labelled, config, self._world)
+        labelled = make_labelled_plan(plan, self._source, self._labelled, config, self._plan_world)
         if labelled is None:
             return None
         # Its cells are looked at when the first stream reads them.
@@ -175,7 +180,7 @@ class CellDataModule(pl.LightningDataModule):
             self._source.store,
             self._main_part(share),
             batch_size=self._batch_size,
-            world=self._world,
+            world=self._plan_world,
             shuffle=shuffle,
             seed=self._seed,
             dense_bytes=self._source.schema.dense_bytes_per_cell,

@@ -12,6 +12,7 @@ from scvi_dist.dataloaders.collate import (
     read_part,
 )
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
+from scvi_dist.dataloaders.patience import patiently
 from scvi_dist.dataloaders.read_task import ReadTask
 from scvi_dist.dataloaders.reader import ReadAhead, ReadLimits
 from scvi_dist.dataloaders.source import OpenSource
@@ -42,7 +43,9 @@ def read_batches(
     bytes_per_cell = source.bytes_per_cell
     ahead = ReadAhead(
         tasks,
-        lambda task, part, n: read_part(task, part, n, source, guard is not None),
+        lambda task, part, n: patiently(
+            lambda: read_part(task, part, n, source, guard is not None), config.outage_limit_s
+        ),
         n_parts=lambda task: n_parts_of(task, config.n_threads),
         cost=lambda task: int(len(task.rows) * bytes_per_cell),
         limits=ReadLimits(

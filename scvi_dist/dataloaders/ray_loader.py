@@ -27,6 +27,7 @@ from scvi_dist.dataloaders.budget import TASK_SLACK
 from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
 from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
+from scvi_dist.dataloaders.patience import patiently
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
 from scvi_dist.dataloaders.source import CellSource, OpenSource
 from scvi_dist.dataloaders.threads import one_ahead
@@ -53,6 +54,8 @@ class Segment:
     """Look at every value."""
     window_bytes: int
     """Expected size of a block."""
+    outage_limit_s: float = 0.0
+    """How long a reader waits for a store that cannot be reached."""
 
 
 class PlanDatasource(Datasource):
@@ -83,13 +86,14 @@ class PlanDatasource(Datasource):
 
 
 def _reader_of(segment: Segment, window: int, first: int) -> Callable[[], Iterator[pa.Table]]:
-    shared, check = segment.shared, segment.check
+    shared, check, limit_s = segment.shared, segment.check, segment.outage_limit_s
     epoch, rank, world = segment.epoch, segment.rank, segment.world
 
     # The windows of the segment stay out of the closure: it is stored once for each of them.
     def read() -> Iterator[pa.Table]:
-        plan, source = _shared_on_worker(shared)
-        yield window_table(plan.task(epoch, rank, world, window, first), source, check)
+        plan, source = patiently(lambda: _shared_on_worker(shared), limit_s)
+        task = plan.task(epoch, rank, world, window, first)
+        yield patiently(lambda: window_table(task, source, check), limit_s)
 
     return read
 
@@ -289,15 +293,24 @@ class RayLoader(PlanLoader):
     def _dataset(self, epoch: int, windows: tuple[tuple[int, int], ...]) -> ray.data.Dataset:
         cells = self.plan.cells_per_task(self.world)
         size = int(cells * self.source.bytes_per_cell)
+        config = self.config
         segment = Segment(
-            self._shared, epoch, self.rank, self.world, windows, self._guard is not None, size
+            self._shared,
+            epoch,
+            self.rank,
+            self.world,
+            windows,
+            self._guard is not None,
+            size,
+            config.outage_limit_s,
         )
         with _quiet(), DataContext.current(_context(self.config, size)):
             return ray.data.read_datasource(
                 PlanDatasource(segment),
                 override_num_blocks=len(windows),
-                num_cpus=self.config.reader_cpus,
-                concurrency=min(self.config.readers, len(windows)),
+                num_cpus=config.reader_cpus,
+                concurrency=min(config.readers, len(windows)),
+                ray_remote_args=_placement(config),
             )
 
     def _starved(self) -> str:
@@ -305,10 +318,27 @@ class RayLoader(PlanLoader):
         free = ray.available_resources().get("CPU", 0)
         return (
             f"rank {self.rank}: Ray Data delivered nothing within {self.config.wait_limit_s:.0f} "
-            f"s. A reader task needs {self.config.reader_cpus:g} CPUs; the cluster has {total:g}, "
-            f"of which {free:g} are free. Give workers fewer CPUs, add a node, or use engine "
-            f"'local'."
+            f"s. A reader task needs {self.config.reader_cpus:g} CPUs{_beside(self.config)}; the "
+            f"cluster has {total:g}, of which {free:g} are free. Give workers fewer CPUs, "
+            f"add a node, or use engine 'local'."
         )
+
+
+def _placement(config: LoaderConfig) -> dict[str, Any]:
+    """Where readers run."""
+    placement: dict[str, Any] = {}
+    if config.reader_resources:
+        placement["resources"] = dict(config.reader_resources)
+    if config.reader_labels:
+        placement["label_selector"] = dict(config.reader_labels)
+    return placement
+
+
+def _beside(config: LoaderConfig) -> str:
+    """What a reader needs besides CPUs, in words."""
+    resources = "".join(f", {n:g} {name}" for name, n in config.reader_resources.items())
+    labels = ", ".join(f"{name}={value}" for name, value in config.reader_labels.items())
+    return resources + (f" on a node labelled {labels}" if labels else "")
 
 
 def _context(config: LoaderConfig, window_bytes: int) -> DataContext:
@@ -322,7 +352,8 @@ def _context(config: LoaderConfig, window_bytes: int) -> DataContext:
         preserve_order=True,
         resource_limits=ExecutionResources(
             cpu=config.readers * config.reader_cpus,
-            object_store_memory=max(config.budget_bytes, 4 * block_bytes),
+            object_store_memory=config.object_store_bytes
+            or max(config.budget_bytes, 4 * block_bytes),
         ),
         verbose_progress=False,
     )

@@ -92,7 +92,7 @@ def fit_settings(
         loader=train.loader,
         sampling=train.sampling,
         labelled=train.labelled if config.model.kind.learns_labels else None,
-        ray=train.ray_config if train.workers else None,
+        ray=train.ray_config if train.uses_ray else None,
         run_dir=str(run_dir),
         resume=resume,
     )

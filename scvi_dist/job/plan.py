@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from scvi_dist.dataloaders.split import Split, split_rows
 from scvi_dist.errors import OutputExists
 from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import clash, read_state, run_facts, wanted_stages
+from scvi_dist.job.reader_plan import ReaderPlan, plan_readers
 from scvi_dist.tracking import redact
 
 LIBRARIES_BYTES = 900 << 20
@@ -68,7 +69,9 @@ class JobPlan:
     model: str
     n_parameters: int
     workers: int
-    """Ray Train workers; 0: this process."""
+    """Ray Train workers, the most of them where it is a range; 0: this process."""
+    min_workers: int
+    """The fewest workers."""
     batch_size: int
     """Over all ranks."""
     steps_per_epoch: int
@@ -94,6 +97,8 @@ class JobPlan:
     output_state: str
     makes: tuple[str, ...]
     tracking: str
+    readers: ReaderPlan | None = None
+    """Of a run with workers; ``None`` where nothing was measured."""
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -138,7 +143,8 @@ class JobPlan:
 
     def _training(self) -> Iterator[tuple[str, str]]:
         yield "model", f"{self.model}, {self.n_parameters:,} parameters"
-        ranks = f"{self.workers} Ray Train worker{'s' if self.workers != 1 else ''}"
+        span = f"{self.min_workers} to " if self.min_workers < self.workers else ""
+        ranks = f"{span}{self.workers} Ray Train worker{'s' if self.workers != 1 else ''}"
         yield "where", ranks if self.workers else "this process, without Ray"
         world = max(1, self.workers)
         each = "" if world == 1 else f", {-(-self.batch_size // world):,} on each rank"
@@ -161,6 +167,8 @@ class JobPlan:
 
     def _reading(self) -> Iterator[tuple[str, str]]:
         yield "engine", f"{self.engine}: {self.engine_reason}"
+        if self.readers is not None:
+            yield "reading cores", self.readers.to_text()
         yield "an epoch reads", f"{in_bytes(self.read_bytes_per_epoch)} of cells, over all ranks"
         yield (
             "shuffling",
@@ -184,7 +192,7 @@ class JobPlan:
 
 
 def plan_job(config: RunConfig) -> JobPlan:
-    """The plan of a run. Opens the store and reads the columns of obs; starts nothing.
+    """The plan of a run. Opens the store, reads the columns of obs and some cells; starts nothing.
 
     Raises
     ------
@@ -192,12 +200,16 @@ def plan_job(config: RunConfig) -> JobPlan:
         What would keep the run from starting: the store, the columns, the memory.
     """
     with open_run_store(config) as store:
-        return plan_run(config, store, fit_schema(store, config.setup))
+        plan = plan_run(config, store, fit_schema(store, config.setup))
+        if not config.train.uses_ray:
+            return plan
+        readers = plan_readers(config, store, plan.n_parameters, config.train.world)
+        return replace(plan, readers=readers)
 
 
 def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
     """The plan of a run on an open store."""
-    fit, loader, world = config.train.fit, config.train.loader, config.train.world
+    fit, loader, world = config.train.fit, config.train.loader, config.train.plan_world
     split = split_rows(store.n_obs, config.data.split, fit.batch_size)
     share = training_part(loader, store.n_obs)
     train_rows = sample_rows(split.train, store, config.train.sampling, fit.seed)
@@ -231,7 +243,8 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
         n_test=split.test.n,
         model=config.model.name,
         n_parameters=n_parameters,
-        workers=config.train.workers,
+        workers=config.train.world if config.train.uses_ray else 0,
+        min_workers=world if config.train.uses_ray else 0,
         batch_size=fit.batch_size,
         steps_per_epoch=reading.n_steps,
         max_epochs=fit.epochs_for(store.n_obs),
@@ -262,7 +275,7 @@ def plan_run(config: RunConfig, store: Store, schema: Schema) -> JobPlan:
 
 def plan_engine(config: RunConfig, store: Store) -> EngineChoice:
     """What will read the cells; with a cluster's address the cluster is not asked."""
-    under_ray = config.train.workers > 0
+    under_ray = config.train.uses_ray
     choice = choose_engine(
         config.train.loader,
         store.locator,

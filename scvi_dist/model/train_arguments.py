@@ -34,6 +34,7 @@ _PASSED_ON = (
     "learning_rate_monitor",
     "checkpoint_every_n_steps",
     "checkpoint_every_s",
+    "checkpoint_within_s",
     "keep_checkpoints",
     "sync_batchnorm",
 )
@@ -249,13 +250,16 @@ def n_devices(devices: int | Sequence[int] | str, accelerator: str) -> int:
 
 
 def ray_config(
-    num_workers: int | None,
+    num_workers: int | Sequence[int] | None,
     use_gpu: bool | None,
     address: str | None,
     accelerator: str,
     devices: int | Sequence[int] | str,
 ) -> RayConfig | None:
-    """Which workers train; None for this process. Several devices are as many workers."""
+    """Which workers train; None for this process. Several devices are as many workers.
+
+    ``num_workers`` is a number, or the fewest and the most.
+    """
     asked = n_devices(devices, accelerator)
     if num_workers is None and (asked > 1 or address is not None):
         num_workers = asked
@@ -264,7 +268,8 @@ def ray_config(
     if use_gpu is None:
         # Named, it is there for the workers, wherever this process runs.
         use_gpu = accelerator in ("gpu", "cuda") or resolve_device(accelerator).type == "cuda"
-    return RayConfig(num_workers=num_workers, use_gpu=use_gpu, address=address)
+    workers = num_workers if isinstance(num_workers, int) else tuple(num_workers)
+    return RayConfig(num_workers=workers, use_gpu=use_gpu, address=address)
 
 
 def lightning_accelerator(accelerator: str, ray: RayConfig | None) -> str:

@@ -33,8 +33,9 @@ class TrainOptions(TypedDict, total=False):
     First what is scvi_dist's own, then what goes to scvi-tools' Trainer, with its meaning.
     """
 
-    num_workers: int | None
-    """Train on so many Ray workers; in this process where neither this nor address is given."""
+    num_workers: int | Sequence[int] | None
+    """Train on so many Ray workers, or on between ``[fewest, most]`` while nodes come and go; in
+    this process where neither this nor address is given."""
     use_gpu: bool | None
     """One GPU for each worker; by default where there are some."""
     address: str | None
@@ -66,6 +67,7 @@ class TrainOptions(TypedDict, total=False):
     log_every_n_steps: int
     checkpoint_every_n_steps: int | None
     checkpoint_every_s: float
+    checkpoint_within_s: float
     keep_checkpoints: int
     sync_batchnorm: bool
     early_stopping_monitor: str

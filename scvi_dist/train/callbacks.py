@@ -16,7 +16,7 @@ from torch import Tensor
 from scvi_dist.batch import CellBatch
 from scvi_dist.errors import ConfigError, TrainingFailed, did_you_mean
 from scvi_dist.train.configs import NEVER, EarlyStoppingConfig, TrainConfig, World
-from scvi_dist.train.diagnosis import failure_message
+from scvi_dist.train.diagnosis import all_finite, failure_message
 from scvi_dist.train.training_plan import TrainingPlan
 
 
@@ -94,6 +94,20 @@ class WatchLoss(Callback):
         plan.recent.clear()
         self._sum, self._n_cells = None, 0
 
+    def look_at_weights(self, plan: TrainingPlan) -> None:
+        """Raise if the last step has broken the weights, which its loss does not tell.
+
+        Raises
+        ------
+        TrainingFailed
+            Names step and rows.
+        """
+        if not all_finite(plan.module.parameters()):
+            step, cells = plan.cursor.global_step, plan.recent.last_cells
+            cells = f"the weights are broken by the step with {cells}"
+            rank = plan.world.rank
+            raise TrainingFailed(failure_message(step, plan.cursor.epoch, rank, cells, plan.where))
+
     def _message(self, plan: TrainingPlan) -> str:
         mine = plan.recent.first_bad()
         found = [mine]
@@ -145,11 +159,23 @@ class EarlyStop(EarlyStopping):
 
 
 class StopRequest(Callback):
-    """Whether someone wants the run to stop: SIGTERM to this process, or a function says so."""
+    """Whether someone wants the run to stop, or to write a checkpoint.
 
-    def __init__(self, asked: Callable[[], bool] | None = None) -> None:
+    Parameters
+    ----------
+    asked
+        Whether to stop, besides a SIGTERM to this process.
+    save_asked
+        Whether to write a checkpoint.
+    """
+
+    def __init__(
+        self,
+        asked: Callable[[], bool] | None = None,
+        save_asked: Callable[[], bool] | None = None,
+    ) -> None:
         self.received = False
-        self._asked = asked
+        self._asked, self._save_asked = asked, save_asked
 
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         # Lightning's own handler talks to other ranks from inside the signal, which can deadlock;
@@ -160,12 +186,15 @@ class StopRequest(Callback):
     def _receive(self, *_: Any) -> None:
         self.received = True
 
-    def agreed(self, plan: TrainingPlan) -> bool:
-        """Whether any rank was asked to stop; all ranks have to call it."""
-        mine = self.received or (self._asked is not None and self._asked())
+    def agreed(self, plan: TrainingPlan, save_due: bool) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, or wants a checkpoint; all ranks have to call it."""
+        stop = self.received or (self._asked is not None and self._asked())
+        save = save_due or (self._save_asked is not None and self._save_asked())
         if plan.world.size == 1:
-            return mine
-        return plan.reduce(torch.tensor([float(mine)], device=plan.device)).item() > 0
+            return stop, save
+        wishes = torch.tensor([float(stop), float(save)], device=plan.device)
+        stops, saves = plan.reduce(wishes).tolist()
+        return stops > 0, saves > 0
 
 
 @contextmanager
@@ -255,19 +284,21 @@ class SaveCheckpoints(Checkpoint):
             return  # The epoch is over: its metrics belong into the checkpoint.
         step = plan.cursor.global_step
         is_last = step == self.config.max_steps
-        if self._stop_now(plan, step):
+        stop, save = (False, False) if is_last else self._look(plan, step)
+        if stop:
+            self.interrupted = True
             self._write(plan)
             raise StopTraining
-        if is_last or step % (self.config.checkpoint_every_n_steps or NEVER) == 0:
+        if is_last or save or step % (self.config.checkpoint_every_n_steps or NEVER) == 0:
             self._write(plan)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: Any) -> None:
         if plan.cursor.position:
             return  # Ended inside the epoch by max_steps; written already.
         step = plan.cursor.global_step
-        stop = self._stop.agreed(plan)
+        stop, save = self._stop.agreed(plan, self._is_old(plan, self.config.checkpoint_every_s))
         is_last = plan.cursor.epoch == self.max_epochs or step == self.config.max_steps
-        is_due = step % (self.config.checkpoint_every_n_steps or NEVER) == 0 or self._waited(plan)
+        is_due = save or step % (self.config.checkpoint_every_n_steps or NEVER) == 0
         # Not left out where another reason is enough: it keeps count.
         is_due = self.best.add(plan.epoch_metrics) or is_due
         if is_last or is_due or trainer.should_stop or stop:
@@ -276,19 +307,15 @@ class SaveCheckpoints(Checkpoint):
             self.interrupted = True
             raise StopTraining
 
-    def _stop_now(self, plan: TrainingPlan, step: int) -> bool:
+    def _look(self, plan: TrainingPlan, step: int) -> tuple[bool, bool]:
         """Alone we look at each step; several ranks only where they look at the loss anyway."""
-        if self.config.max_steps == step:
-            return False
-        looks = plan.world.size == 1 or step % self.config.log_every_n_steps == 0
-        self.interrupted = looks and self._stop.agreed(plan)
-        return self.interrupted
+        if plan.world.size > 1 and step % self.config.log_every_n_steps:
+            return False, False
+        return self._stop.agreed(plan, self._is_old(plan, self.config.checkpoint_within_s))
 
-    def _waited(self, plan: TrainingPlan) -> bool:
-        """Whether the last checkpoint is old; rank 0's clock decides for all."""
-        is_old = self._clock() - self._saved_s >= self.config.checkpoint_every_s
-        mine = float(is_old and plan.world.is_first)
-        return plan.reduce(torch.tensor([mine], device=plan.device)).item() > 0
+    def _is_old(self, plan: TrainingPlan, limit_s: float) -> bool:
+        """Whether the last checkpoint is that old; rank 0's clock decides for all."""
+        return plan.world.is_first and self._clock() - self._saved_s >= limit_s
 
     def _write(self, plan: TrainingPlan) -> None:
         self._watch.look(plan)

@@ -1,8 +1,11 @@
 """What workers tell the driver, and the driver the workers. Ray makes an actor of it."""
 
 import pickle
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scvi_dist.errors import (
     ScviDistError,
@@ -59,29 +62,77 @@ class WorkerFailure:
         The worker's exception comes first, its traceback is a note.
         """
         error: BaseException | None = pickle.loads(self.pickled) if self.pickled else None
-        if not isinstance(error, ScviDistError):
+        if self.lost_peer:
+            error = TrainingFailed(
+                f"Rank {self.rank} waited for another rank, which did not answer and has not said "
+                f"why ({self.summary}). It may have been ended for want of memory, or its node or "
+                "the network between them be gone; look at what ended it, then train on with the "
+                "same run_dir."
+            )
+        elif not isinstance(error, ScviDistError):
             error = TrainingFailed(f"Rank {self.rank} failed: {self.summary}")
         error.add_note(f"Traceback of rank {self.rank}:\n{self.traceback}")
         return error
 
 
-class Collector:
-    """Where rank 0 leaves its reports and its result, and all ranks their failures."""
+class Orders(NamedTuple):
+    """What a run is asked to do."""
 
-    def __init__(self) -> None:
+    stop: bool = False
+    """Write a checkpoint, then stop."""
+    n_saves: int = 0
+    """Checkpoints asked for since the start of the run."""
+
+
+class Collector:
+    """Where rank 0 leaves its reports and its result, and all ranks their failures.
+
+    Parameters
+    ----------
+    clock
+        Seconds; only differences count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lost_s: float | None = None
+        self._n_saves = self._n_saved = 0
         self._news: list[TrainProgress] = []
         self._failures: list[WorkerFailure] = []
         self._result: FitResult | None = None
         self._stop = False
 
-    def tell(self, news: list[TrainProgress]) -> bool:
-        """Take reports; whether the run is to stop."""
+    def tell(self, news: list[TrainProgress]) -> Orders:
+        """Take reports; what the run is to do."""
         self._news.extend(news)
-        return self._stop
+        self._lost_s = None if news else self._lost_s
+        return Orders(self._stop, self._n_saves)
 
     def fail(self, failure: WorkerFailure) -> None:
         """Take a failure."""
         self._failures.append(failure)
+        self.lost()
+
+    def lost(self) -> None:
+        """Note that workers have ended; from the first one's end on time is lost."""
+        if self._lost_s is None:
+            self._lost_s = self._clock()
+
+    def begin(self) -> float | None:
+        """Rank 0 has started: seconds that were lost since other workers ended, if some did."""
+        return None if self._lost_s is None else self._clock() - self._lost_s
+
+    def ask_save(self) -> None:
+        """Let the run write a checkpoint."""
+        self._n_saves += 1
+
+    def saved(self) -> None:
+        """Take note of a checkpoint."""
+        self._n_saved += 1
+
+    def n_saved(self) -> int:
+        """Checkpoints that were written."""
+        return self._n_saved
 
     def finish(self, result: FitResult) -> None:
         """Take the result."""

@@ -93,6 +93,9 @@ class TrainConfig:
     """Steps between checkpoints inside an epoch. ``None``: only at the end of epochs."""
     checkpoint_every_s: float = 30.0
     """Seconds that must lie between two checkpoints at the end of epochs; the last always is."""
+    checkpoint_within_s: float = 300.0
+    """Seconds after which a checkpoint is written inside an epoch too: the most training that a
+    failure can undo."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay; the best one stays besides."""
     checkpoint_monitor: str | None = None
@@ -142,6 +145,7 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 _at_least(f"train.{name}", getattr(self, name), 0)
         _at_least("train.checkpoint_every_s", self.checkpoint_every_s, 0)
+        _at_least("train.checkpoint_within_s", self.checkpoint_within_s, 0)
         if self.devices not in ("auto", 1, "1"):
             raise ConfigError(
                 f"train.devices must be 'auto' or 1, got {self.devices!r}: a process trains on one "
@@ -251,13 +255,17 @@ class TrainingPlanConfig:
 class RayConfig:
     """Where Ray Train workers run and what they get."""
 
-    num_workers: int = 1
+    num_workers: int | tuple[int, ...] = 1
+    """How many; or the fewest and the most: then the run goes on with those that can be had, with
+    the same cells in each step."""
     use_gpu: bool = False
     """One GPU for each worker."""
     address: str | None = None
     """Of a running cluster; ``None``: the one this process is connected to, else a local one."""
     resources_per_worker: Mapping[str, float] | None = None
     """Ray resources, for instance ``{"CPU": 4}``. ``None``: an equal share of the cores."""
+    worker_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the nodes on which workers may run; ``{}``: all nodes."""
     reader_cpus: float = 1.0
     """Logical CPUs that a local Ray offers to reading tasks besides the workers."""
     max_failures: int = 3
@@ -266,29 +274,65 @@ class RayConfig:
     """``PACK`` or ``SPREAD`` workers over hosts."""
     collective_timeout_s: float = 1800.0
     """How long a rank waits for the others before it fails."""
+    start_timeout_s: float = 600.0
+    """How long the run waits for the nodes that it asked for, at its start and after a loss."""
+    resize_interval_s: float = 60.0
+    """Between two looks for more nodes, where ``num_workers`` is a range."""
+    gradient_compression: Literal["bf16"] | None = None
+    """Send gradients between workers in half the bytes: ``bf16``. Weights then depend on the number
+    of workers in the third digit."""
     shutdown: bool = False
     """Whether a local Ray that the run has started ends with it."""
     env_vars: Mapping[str, str] = field(default_factory=dict)
     """For the workers, for instance ``{"GLOO_SOCKET_IFNAME": "eth0"}``."""
 
     def __post_init__(self) -> None:
-        _at_least("ray.num_workers", self.num_workers, 1)
+        bounds = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,)
+        for bound in bounds:
+            _at_least("ray.num_workers", bound, 1)
+        if len(bounds) > 2 or self.min_workers > self.max_workers:
+            raise ConfigError(
+                "ray.num_workers must be a number, or the fewest and the most workers, "
+                f"got {self.num_workers!r}."
+            )
         _at_least("ray.max_failures", self.max_failures, 0)
+        for name in ("collective_timeout_s", "start_timeout_s", "resize_interval_s"):
+            _at_least(f"ray.{name}", getattr(self, name), 1)
         if self.placement_strategy not in ("PACK", "SPREAD"):
             raise ConfigError(
                 f"ray.placement_strategy must be PACK or SPREAD, got {self.placement_strategy!r}."
             )
+        if self.gradient_compression not in (None, "bf16"):
+            raise ConfigError(
+                f"ray.gradient_compression must be 'bf16' or null, got "
+                f"{self.gradient_compression!r}."
+            )
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest with which the run goes on."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most that the run asks for."""
+        return self.num_workers[-1] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_workers < self.max_workers
 
     def worker_resources(self, n_cores: int) -> dict[str, float]:
         """Ray resources of one worker on a host with ``n_cores``."""
         if self.resources_per_worker is not None:
             return dict(self.resources_per_worker)
-        share = 1 if self.use_gpu else max(1, n_cores // self.num_workers)
+        share = 1 if self.use_gpu else max(1, n_cores // self.max_workers)
         return {"CPU": share, **({"GPU": 1} if self.use_gpu else {})}
 
     def local_cpus(self, n_cores: int) -> int:
         """Logical CPUs of a local Ray: enough for all workers and the readers."""
-        workers = self.num_workers * self.worker_resources(n_cores).get("CPU", 1)
+        workers = self.max_workers * self.worker_resources(n_cores).get("CPU", 1)
         return max(n_cores, ceil(workers + self.reader_cpus))
 
 

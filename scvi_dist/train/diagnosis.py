@@ -61,6 +61,12 @@ class LossWindow:
             self._last_rows = self._looks[-1][1]
         self._looks.clear()
 
+    @property
+    def last_cells(self) -> str:
+        """The cells of the last step that was remembered or forgotten, in words."""
+        rows = self._looks[-1][1] if self._looks else self._last_rows
+        return "cells that are not remembered" if rows is None else list_rows(rows)
+
     def first_bad(self) -> tuple[int, str] | None:
         """The first step whose loss is not finite, and its cells in words."""
         previous = self._last_rows

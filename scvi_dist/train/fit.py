@@ -29,9 +29,11 @@ from scvi_dist.train.callbacks import (
     handler_restored,
 )
 from scvi_dist.train.checkpoint import Checkpoint, prune_checkpoints, write_checkpoint
+from scvi_dist.train.compression import CompressGradients
 from scvi_dist.train.configs import NEVER, World
 from scvi_dist.train.feed import EpochFeed, ValidationFeed
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
+from scvi_dist.train.last_good import KeepGoodWeights
 from scvi_dist.train.process_group import GivenProcessGroup
 from scvi_dist.train.progress import OnProgress
 from scvi_dist.train.report import Report
@@ -45,6 +47,7 @@ from scvi_dist.train.run_state import (
 from scvi_dist.train.start import READ_PLAN, common_start
 from scvi_dist.train.step_loop import StepLoop
 from scvi_dist.train.training_plan import TrainingPlan
+from scvi_dist.train.writer_claim import WriterClaim
 
 
 def fit(
@@ -92,6 +95,7 @@ def fit(
         train_plan=PlanConfig(**start.facts[READ_PLAN]) if start else None,
         labelled=job.labelled,
         sampling=job.sampling,
+        plan_world=extras.plan_world,
     )
     attached = tracker is None
     if tracker is None:
@@ -128,7 +132,7 @@ class _Run:
         self.facts = job.facts(data.train_plan.facts() | data.labelled_facts)
         self.plan = self._new_plan()
         self.watch = WatchLoss(world, config.log_every_n_steps)
-        self.stop = StopRequest(extras.stop_asked)
+        self.stop = StopRequest(extras.stop_asked, extras.save_asked)
         self.report = Report(
             self.watch,
             tracker,
@@ -137,6 +141,7 @@ class _Run:
             config.max_steps,
             data.train_plan.n_steps,
             lambda: data.wait_s,
+            extras.recovery,
         )
         self.plan.on_epoch = self.report.on_epoch
         self.plan.monitors_learning_rate = config.learning_rate_monitor
@@ -145,6 +150,9 @@ class _Run:
             config, job.max_epochs, self._save, self.watch, self.stop, time.monotonic
         )
         self.checkpoint: Checkpoint | None = None
+        self.claim: WriterClaim | None = None
+        if world.is_first and job.run_dir is not None:
+            self.claim = WriterClaim(job.run_dir)
 
     def train(self, start: Checkpoint | None) -> FitResult:
         """Train from a checkpoint, or from the start, to the end."""
@@ -219,6 +227,10 @@ class _Run:
             strategy = GivenProcessGroup(self.world, forward_sync_buffers=not config.sync_batchnorm)
         counting = [KeepCount(), KeepConstraints()]
         ours = [_Restore(self, state), *counting, self.watch, self.stop, self.report]
+        if not self.extras.is_worker:
+            ours.append(KeepGoodWeights(self.job.module, config.log_every_n_steps))
+        if self.extras.gradient_compression is not None and self.world.size > 1:
+            ours.append(CompressGradients(self.extras.gradient_compression))
         stopping = [self.early_stop] if self.early_stop else []
         trainer = pl.Trainer(
             accelerator=config.accelerator,
@@ -253,9 +265,11 @@ class _Run:
         """Write a checkpoint of this moment; all ranks take part."""
         if self.job.run_dir is None:
             return
+        self.watch.look_at_weights(self.plan)
         state = capture(self.plan.trainer, self.plan, self.early_stop)
-        if not self.world.is_first:
+        if self.claim is None:
             return
+        self.claim.verify()
         # Training goes on from here: what came before is not recorded a second time.
         self.tracker.secure()
         at_epoch_end = self.plan.cursor.position == 0
@@ -274,6 +288,8 @@ class _Run:
             *config.best_by,
             keep_best=config.keep_best_checkpoints,
         )
+        if self.extras.on_saved is not None:
+            self.extras.on_saved()
 
     def _result(self, stopped_early: bool) -> FitResult:
         weights = self.plan.module.state_dict()

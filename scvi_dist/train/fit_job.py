@@ -87,6 +87,16 @@ class FitJob:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The end of other processes that this one goes on for."""
+
+    lost_s: float
+    """Seconds from their end until this process asked."""
+    asked_s: float
+    """When it asked, on this process's monotonic clock."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerExtras:
     """What the surroundings of a process add to the loop."""
@@ -102,6 +112,19 @@ class TrainerExtras:
     """Lightning loggers; they get the means of each epoch."""
     stop_asked: Callable[[], bool] | None = None
     """Looked at between steps; ``True`` means: checkpoint, then stop."""
+    save_asked: Callable[[], bool] | None = None
+    """Looked at between steps; ``True`` means: write a checkpoint."""
+    on_saved: Callable[[], None] | None = None
+    """Called by rank 0 when a checkpoint is on disk."""
+    plan_world: int | None = None
+    """Ranks that the read plan is made for, where their number may change; ``None``: all there
+    are."""
+    gradient_compression: str | None = None
+    """How several ranks send gradients; see ``compression.py``."""
+    is_worker: bool = False
+    """Whether the module is this process's own, which nobody sees once it has failed."""
+    recovery: Recovery | None = None
+    """Set where this process goes on for others that have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,10 @@ class TrainProgress:
     gpu_bytes: int = 0
     """What rank 0 has held of its GPU's memory, at most."""
     epoch_ended: bool = False
+    workers: int = 1
+    """Ranks that train."""
+    recovery_s: float | None = None
+    """In the first report after workers were lost or gained: seconds without training."""
 
     @property
     def fraction(self) -> float:

@@ -1,59 +1,18 @@
 """Stores behind a web server: range requests, no listing, latency that threads hide."""
 
-import re
 import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from range_server import RangeHandler
 
 from scvi_dist.data import open_store
 from scvi_dist.errors import StoreCorrupt, StoreNotFound, StoreUnreachable, UnsupportedStore
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
-
-
-class RangeHandler(SimpleHTTPRequestHandler):
-    """Serves files of a folder, and ranges of bytes of them; counts what it sends."""
-
-    folder: Path
-    sent: dict[str, int]
-
-    def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, with_body: bool) -> None:
-        path = self.folder / self.path.partition("?")[0].strip("/")
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        start, stop, status = 0, len(content), 200
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if asked:
-            status = 206
-            if asked[1]:
-                start, stop = int(asked[1]), min(int(asked[2] or stop) + 1, stop)
-            else:
-                start = max(0, stop - int(asked[2]))
-        self.send_response(status)
-        self.send_header("Content-Length", str(stop - start))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
-        self.end_headers()
-        if with_body:
-            self.sent[path.name] = self.sent.get(path.name, 0) + stop - start
-            self.wfile.write(content[start:stop])
 
 
 @pytest.fixture(scope="module")

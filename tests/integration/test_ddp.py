@@ -15,7 +15,7 @@ from scvi_dist.errors import TrainingFailed
 from scvi_dist.train.checkpoint import latest_checkpoint
 from scvi_dist.train.configs import EarlyStoppingConfig, World
 from scvi_dist.train.fit import fit
-from scvi_dist.train.fit_job import FitResult
+from scvi_dist.train.fit_job import FitResult, TrainerExtras
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -56,6 +56,10 @@ def rank_fits(rank: int, folder: str) -> None:
     for name, settings in {**JOBS, "plain": PLAIN}.items():
         result = fit(toy_job(cells, **settings), world)
         Path(folder, f"{name}-{rank}.pkl").write_bytes(pickle.dumps(result))
+    bf16 = fit(
+        toy_job(cells, max_epochs=1), world, extras=TrainerExtras(gradient_compression="bf16")
+    )
+    Path(folder, f"bf16-{rank}.pkl").write_bytes(pickle.dumps(bf16))
     run_dir = f"{folder}/run"
     fit(toy_job(cells, max_steps=7, max_epochs=None, job={"run_dir": run_dir}), world)
     try:
@@ -120,3 +124,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder: Path) -> None:
 def test_all_ranks_stop_at_a_broken_loss_with_one_message(folder: Path) -> None:
     messages = {(folder / f"broken-{rank}.txt").read_text() for rank in range(WORLD)}
     assert all("broken the weights" in message for message in messages)
+
+
+def test_gradients_in_half_the_bytes_train_nearly_the_same_on_all_ranks(folder: Path) -> None:
+    results = [pickle.loads((folder / f"bf16-{k}.pkl").read_bytes()) for k in range(WORLD)]
+    for other in results[1:]:
+        torch.testing.assert_close(other.state_dict, results[0].state_dict, rtol=0, atol=0)
+    exact = fit(toy_job(folder / "cells.h5ad", max_epochs=1)).state_dict
+    torch.testing.assert_close(results[0].state_dict, exact, rtol=0.02, atol=2e-3)
+    assert any(not torch.equal(exact[k], v) for k, v in results[0].state_dict.items())

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from scvi_dist.config import RunConfig, open_run_store, parse_run
 from scvi_dist.data.schema import fit_schema
 from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.errors import ConfigError
 from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import OutputFolder
 from scvi_dist.job.plan import in_bytes, plan_job
+from scvi_dist.job.reader_plan import CORE_FLOPS, OPERATIONS, plan_readers
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,41 @@ def test_workers_change_neither_cells_nor_steps_and_need_less_memory_each(
     assert many.n_train == one.n_train
     assert many.memory.reading <= one.memory.reading
     assert many.memory.step <= one.memory.step
+
+
+def test_a_range_of_workers_is_planned_for_the_fewest(atlas: Path, tmp_path: Path) -> None:
+    few = plan_job(config_of(atlas, tmp_path, "train.workers=2"))
+    span = plan_job(config_of(atlas, tmp_path, "train.workers=[2, 8]"))
+    assert (span.min_workers, span.workers) == (2, 8)
+    assert span.memory == few.memory
+    assert "2 to 8 Ray Train workers" in span.to_text()
+    for bad in ("[0, 2]", "[3, 2]", "[1, 2, 3]", "-1"):
+        with pytest.raises(ConfigError, match="workers"):
+            config_of(atlas, tmp_path, f"train.workers={bad}")
+
+
+def test_the_plan_says_how_many_cores_have_to_read(atlas: Path, tmp_path: Path) -> None:
+    alone = plan_job(config_of(atlas, tmp_path, "train.workers=0"))
+    assert alone.readers is None
+    with open_run_store(config_of(atlas, tmp_path)) as store:
+        ticks = iter([0.0, 1.0] * 3)
+        found = {
+            workers: plan_readers(
+                config_of(atlas, tmp_path, f"train.workers={workers}"),
+                store,
+                n_parameters=10_000,
+                world=workers,
+                clock=lambda: next(ticks),
+            )
+            for workers in (1, 4)
+        }
+    assert found[1].decode_cells_per_s == 1_003
+    assert found[1].step_cells_per_s == pytest.approx(CORE_FLOPS / (OPERATIONS * 10_000))
+    assert found[4].cores == ceil(4 * found[4].step_cells_per_s / 1_003)
+    many = plan_job(config_of(atlas, tmp_path, "train.workers=4"))
+    assert many.readers is not None
+    assert "keep all ranks busy" in many.to_text()
+    assert json.loads(many.to_json())["readers"]["cores"] == many.readers.cores
 
 
 def test_padding_is_told(atlas: Path, tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_devices(devices: Any, expected: int) -> None:
 def test_workers() -> None:
     assert ray_config(None, None, None, "cpu", "auto") is None
     assert ray_config(2, None, None, "cpu", "auto") == RayConfig(num_workers=2)
+    assert ray_config([1, 4], None, None, "cpu", "auto") == RayConfig(num_workers=(1, 4))
     assert ray_config(None, None, None, "cpu", 2) == RayConfig(num_workers=2)
     assert ray_config(1, True, "ray://head:10001", "cpu", "auto") == RayConfig(
         num_workers=1, use_gpu=True, address="ray://head:10001"

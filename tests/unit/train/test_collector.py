@@ -9,7 +9,7 @@ from scvi_dist.errors import (
     TrainingFailed,
     WaitTimeout,
 )
-from scvi_dist.train.collector import Collector, WorkerFailure
+from scvi_dist.train.collector import Collector, Orders, WorkerFailure
 from scvi_dist.train.progress import TrainProgress
 
 PERMANENT = [BadCounts("x"), TrainingFailed("nan"), CheckpointError("x"), StoreNotFound("x")]
@@ -71,8 +71,29 @@ def test_other_errors_arrive_in_words() -> None:
 def test_news_are_told_once_and_carry_the_request_to_stop() -> None:
     collector = Collector()
     report = TrainProgress(0, 1, 2, None, 4, 2)
-    assert collector.tell([report, report]) is False
+    assert collector.tell([report, report]) == Orders()
     assert collector.news() == [report, report]
     assert collector.news() == []
     collector.ask_stop()
-    assert collector.tell([]) is True
+    collector.ask_save()
+    assert collector.tell([]) == Orders(stop=True, n_saves=1)
+
+
+def test_time_is_lost_from_the_first_end_until_there_is_news_again() -> None:
+    now = [10.0]
+    collector = Collector(lambda: now[0])
+    assert collector.begin() is None
+    collector.lost()
+    now[0] = 15.0
+    collector.fail(failure(LOST[0]))
+    now[0] = 30.0
+    assert collector.begin() == 20.0
+    assert collector.begin() == 20.0, "the second attempt goes on for the same end"
+    collector.tell([TrainProgress(0, 1, 2, None, 4, 2)])
+    assert collector.begin() is None
+
+
+def test_a_rank_that_lost_another_says_that_it_waited() -> None:
+    told = str(failure(LOST[0], 2).error())
+    assert told.startswith("Rank 2 waited for another rank")
+    assert "Connection closed by peer" in told

@@ -30,6 +30,11 @@ BAD = {
     "a weight of its own": lambda: TrainingPlanConfig(loss_kwargs={"kl_weight": 1.0}),
     "an unknown name": lambda: TrainingPlanConfig.from_kwargs({"learning_rate": 1}),
     "no workers": lambda: RayConfig(num_workers=0),
+    "fewer than none": lambda: RayConfig(num_workers=(0, 2)),
+    "a range upside down": lambda: RayConfig(num_workers=(4, 2)),
+    "three bounds": lambda: RayConfig(num_workers=(1, 2, 3)),
+    "no patience at all": lambda: RayConfig(start_timeout_s=0),
+    "an unknown compression": lambda: RayConfig(gradient_compression="int8"),
     "a rank too many": lambda: World(2, 2),
 }
 
@@ -69,6 +74,14 @@ def test_a_local_ray_has_room_for_workers_and_readers(workers: int, cores: int) 
     share = config.worker_resources(cores)["CPU"]
     assert share == max(1, cores // workers)
     assert config.local_cpus(cores) >= workers * share + config.reader_cpus
+
+
+def test_a_range_of_workers_has_room_for_the_most() -> None:
+    config = RayConfig(num_workers=(2, 6))
+    assert (config.min_workers, config.max_workers, config.is_elastic) == (2, 6, True)
+    assert not RayConfig(num_workers=(3, 3)).is_elastic
+    assert config.local_cpus(1) == 7
+    assert config.worker_resources(12) == {"CPU": 2}
 
 
 def test_facts_are_json_and_tell_plans_apart() -> None:

@@ -1,0 +1,180 @@
+"""A node that goes and one that comes: the run goes on with those that are there."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_jobs import assert_close_runs, assert_each_cell_once, told_steps, toy_cells, toy_job
+
+from scvi_dist.train.checkpoint import MANIFEST
+from scvi_dist.train.fit import fit
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 300.0
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4,
+    "max_epochs": 6,
+    "checkpoint_every_n_steps": 5,
+    "log_every_n_steps": 2,
+}
+# Alone a worker is slow, so that the other has time to come back.
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import logging, torch, training_jobs
+from ray import cloudpickle
+from training_jobs import toy_job
+from scvi_dist.train import ray_train
+from scvi_dist.train.configs import RayConfig
+cells, folder, address = sys.argv[1:]
+logging.basicConfig(level=logging.WARNING)
+cloudpickle.register_pickle_by_value(training_jobs)
+job = toy_job(cells, job={{"run_dir": folder + "/run", "resume": True}}, **{SETTINGS!r})
+job.module.folder, job.module.pace_s = folder + "/told", {{"1": 0.5}}
+config = RayConfig(
+    num_workers=(1, 2),
+    resources_per_worker={{"CPU": 1}},
+    placement_strategy="SPREAD",
+    address=address,
+    resize_interval_s=2,
+)
+recoveries = []
+def note(progress):
+    if progress.recovery_s is not None:
+        recoveries.append((progress.workers, progress.recovery_s))
+result = ray_train.run(job, config, note)
+torch.save({{"result": result, "recoveries": recoveries}}, folder + "/result.pt")
+"""
+
+
+@dataclass
+class Nodes:
+    """A head and two nodes with room for one worker each."""
+
+    address: str
+    python: list[str]
+    """Starts Python where the driver is to run."""
+    lose: Callable[[], None]
+    regain: Callable[[], None]
+
+
+@pytest.fixture
+def one_host(tmp_path: Path) -> Iterator[Nodes]:
+    """All nodes under one address, as Ray's own tests have them."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "_system_config": health, "include_dashboard": False},
+    )
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    yield Nodes(
+        cluster.address,
+        [sys.executable],
+        lambda: cluster.remove_node(nodes.pop(), allow_graceful=False),
+        lambda: nodes.append(cluster.add_node(num_cpus=1)),
+    )
+    cluster.shutdown()
+
+
+@pytest.fixture
+def several_hosts() -> Iterator[Nodes]:
+    """Each node in a network namespace with an address of its own."""
+    script = ROOT / "cluster" / "local.sh"
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no 'ip netns' here")
+    variables = os.environ | {
+        "SCVI_DIST_LOCAL_NAME": "faults",
+        "SCVI_DIST_LOCAL_NET": "10.78.0",
+        "SCVI_DIST_LOCAL_CPUS": "1",
+        "PYTHON": sys.executable,
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+
+    def local(*arguments: str) -> None:
+        done = subprocess.run(
+            ["bash", str(script), *arguments],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            local("up", "2")
+            yield Nodes(
+                "10.78.0.1:6379",
+                ["bash", str(script), "run", "head", sys.executable],
+                lambda: local("kill", "worker2"),
+                lambda: local("up"),
+            )
+        finally:
+            local("down")
+
+
+def wait_until(condition: Callable[[], Any], driver: "subprocess.Popen[Any]") -> Any:
+    deadline = time.monotonic() + LIMIT_S
+    while not (found := condition()):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["one_host", "several_hosts"])
+def test_a_run_outlives_a_node_and_takes_it_back(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    nodes: Nodes = request.getfixturevalue(kind)
+    cells, told = tmp_path / "cells.h5ad", tmp_path / "told"
+    toy_cells().write_h5ad(cells)
+    told.mkdir()
+    code = tmp_path / "driver.py"
+    code.write_text(DRIVER)
+    driver = subprocess.Popen([*nodes.python, str(code), str(cells), str(tmp_path), nodes.address])
+    try:
+        wait_until(lambda: list((tmp_path / "run").glob(f"*/step-*/{MANIFEST}")), driver)
+        nodes.lose()
+        wait_until(lambda: [s for s in told_steps(told) if s["world"] == 1], driver)
+        nodes.regain()
+        assert driver.wait(LIMIT_S) == 0
+    finally:
+        driver.kill()
+    found = torch.load(tmp_path / "result.pt", weights_only=False)
+    worlds = list({s["attempt"]: s["world"] for s in told_steps(told)}.values())
+    print(f"worlds {worlds}, recoveries {found['recoveries']}")
+    assert worlds == [2, 1, 2]
+    assert [workers for workers, _ in found["recoveries"]] == [1, 2]
+    job = toy_job(cells, **SETTINGS)
+    undisturbed = fit(job)
+    assert_close_runs(found["result"], undisturbed, rtol=1e-4)
+    assert_each_cell_once(told, job, undisturbed.steps)
