@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scvi_dist.analysis.correlation import VALUES, CorrelationOptions, correlation_matrix
+from scvi_dist.analysis.count_draws import draw_by_cell, gamma_by_cell
 from scvi_dist.analysis.output import Layout, Out, X, stored, write
-from scvi_dist.analysis.predictive import draw_by_cell, gamma_by_cell
 from scvi_dist.analysis.protein_expression import (
     PROTEINS,
     columns,
