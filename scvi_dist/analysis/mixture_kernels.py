@@ -11,13 +11,16 @@ from numba import njit
 BLOCK = 512
 """Components at a time: their parameters stay in the processor's cache."""
 NEGLIGIBLE = -40.0
-"""Logarithm of a part of the largest component that is left out; with 10⁷ of them it is 4·10⁻¹¹."""
-_FACTORS = 8
-"""Dimensions whose factors are multiplied before a logarithm is taken."""
+"""Logarithm of the part of the largest component below which one is left out."""
+_FACTORS = 16
+"""Dimensions whose factors are multiplied before a logarithm is taken; they are below 10³⁰⁸ up to
+a distance of 10⁹ scales."""
 
 
 @njit(nogil=True, cache=True)
-def _quadratic(point_k: np.ndarray, loc_kj: np.ndarray, inverse_kj: np.ndarray, q_j: np.ndarray):
+def _quadratic(
+    point_k: np.ndarray, loc_kj: np.ndarray, inverse_kj: np.ndarray, q_j: np.ndarray
+) -> None:
     """Subtract half the squared distances, in standard deviations."""
     for k in range(len(point_k)):
         x = point_k[k]
@@ -35,7 +38,7 @@ def _student(
     dof: float,
     product_j: np.ndarray,
     q_j: np.ndarray,
-):
+) -> None:
     """Subtract ``(ν + 1) / 2 · Σ log(1 + y² / ν)``."""
     half = 0.5 * (dof + 1.0)
     n_dims = len(point_k)
