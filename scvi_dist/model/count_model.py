@@ -22,19 +22,20 @@ from scvi_dist.analysis.streaming import Cells, LoaderCells, StoreCells
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.schema import Schema
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.model.abundance_model import AbundanceModel
 from scvi_dist.model.binding import Source
 from scvi_dist.model.genes import gene_columns
-from scvi_dist.model.latent_model import Indices, LatentModel, Loader
+from scvi_dist.model.latent_model import Indices, Loader
 from scvi_dist.model.loader_arguments import LoaderArguments, check_loader_arguments
 
 BatchNames = Any
 """A category of the batch column, a list of them, or None for each cell's own."""
 
 
-class CountModel(LatentModel):
+class CountModel(AbundanceModel):
     """A model whose module has a latent space and a law of counts.
 
-    See :class:`LatentModel` for the arguments that all methods share.
+    See :class:`~scvi_dist.model.latent_model.LatentModel` for the arguments that all methods share.
     """
 
     def get_normalized_expression(
