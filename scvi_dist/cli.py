@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_analysis import add_analysis_commands
 from scvi_dist.cli_store import add_store_commands
 from scvi_dist.errors import (
     BudgetExceeded,
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_plan(commands)
+    add_analysis_commands(commands, _parser, _common)
     add_store_commands(commands, _parser, _common)
     return parser
 

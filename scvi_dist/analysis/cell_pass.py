@@ -39,8 +39,10 @@ class CellPass(ABC):
     """Results whose last axis is genes: they merge, travel and are finished by blocks of genes."""
 
     def n_genes(self, cells: StoreCells) -> int:
-        """Length of the axis of genes of :attr:`by_gene` results; one length for all of them."""
-        return cells.source.schema.n_vars
+        """Length of the longest axis of genes of :attr:`by_gene` results, or more; shorter ones
+        have nothing in the last blocks."""
+        schema = cells.source.schema
+        return schema.n_vars + schema.n_proteins
 
     @property
     @abstractmethod
@@ -218,12 +220,12 @@ def cut_genes(
     Raises
     ------
     PlanError
-        A result has another number of genes than the pass says.
+        A result has more genes than the pass says.
     """
     pieces: list[dict[str, np.ndarray]] = [{} for _ in blocks]
     for name, value in partial.items():
         if name in cell_pass.by_gene:
-            if value.shape[-1] != blocks[-1].stop:
+            if value.shape[-1] > blocks[-1].stop:
                 raise PlanError(
                     f"{type(cell_pass).__name__}: {name} has {value.shape[-1]} genes, but "
                     f"n_genes() says {blocks[-1].stop}."

@@ -94,7 +94,7 @@ class _Run:
 
     def result(self, job: bytes) -> dict[str, np.ndarray]:
         """The finished pass."""
-        with self._scheduler_lives():
+        with self._client.as_current(), self._scheduler_lives():
             try:
                 with _any_size():
                     self._job: Delayed = self._client.persist(delayed(as_it_is)(job))

@@ -86,8 +86,8 @@ def resolve_executor(dask: Any = None, config: EngineConfig | None = None) -> It
     ----------
     dask
         None (threads of this process), one of the texts of ``POSSIBLE``, a
-        ``distributed.Client``, or a cluster object (with ``get_client()`` or
-        ``scheduler_address``). Of clusters and clients that are given, none is closed.
+        ``distributed.Client``, a cluster object (with ``get_client()`` or
+        ``scheduler_address``), or an executor. Of what is given as an object, nothing is closed.
     config
         What is kept, and how long is waited.
 
@@ -98,6 +98,9 @@ def resolve_executor(dask: Any = None, config: EngineConfig | None = None) -> It
     EngineError
         The scheduler does not answer, there are no workers, or they lack this version of us.
     """
+    if callable(dask):
+        yield dask
+        return
     config = EngineConfig() if config is None else config
     target, given = _target(dask)
     module, name = target.split(":")

@@ -136,7 +136,7 @@ def test_cells_in_memory_are_refused(client: Client, path: Path, module: VAE) ->
     import anndata
 
     cells = cp.cells_of_store(anndata.read_h5ad(path))
-    with pytest.raises(ConfigError, match="dask='threads'.*write_h5ad"):
+    with pytest.raises(ConfigError, match=r"dask='threads'.*write_h5ad"):
         on(client, cp.Expression(), module, cells)
 
 
