@@ -1,4 +1,4 @@
-"""From cells to draws of their expression: each cell is encoded once, and decoded as often as asked.
+"""From cells to draws of their expression: each cell is encoded once, decoded as often as asked.
 
 Axis suffixes: ``n`` cells, ``r`` draws, ``k`` latent, ``g`` genes, ``f`` features: genes, then
 proteins.

@@ -1,8 +1,8 @@
 """How many draws of which cells describe a population as well as scvi-tools' do, or better.
 
 scvi-tools decodes every cell of a population, ``m = n // N + 1`` times where it asks for ``n``
-draws of ``N`` cells, and then takes ``n`` of these with replacement. With the variance ``b`` between
-cells and ``w`` between the draws of a cell, its mean of anything has the variance
+draws of ``N`` cells, and then takes ``n`` of these with replacement. With the variance ``b``
+between cells and ``w`` between the draws of a cell, its mean of anything has the variance
 ``(b + w) / n + w / (m N)``.
 
 Here every cell is drawn equally often, or as nearly so as the numbers allow, without replacement:

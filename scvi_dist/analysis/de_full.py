@@ -156,7 +156,7 @@ class HistogramPass(CellPass):
             where = torch.from_numpy(at_r[part]).to(module.device)
             there = {name: value[where] for name, value in known.items()}
             for i, batch in enumerate(self.batches):
-                module.noise.bind(keys_r[part])  # type: ignore[operator, union-attr]
+                module.noise.bind(keys_r[part])  # type: ignore[attr-defined]
                 scale_rf = decode(module, there, batch, self.how).cpu()
                 room.add(scale_rf, codes_n[at_r[part]] + i * len(self.draws_s))
 

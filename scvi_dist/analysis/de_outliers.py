@@ -48,16 +48,16 @@ def _kept(
     code_of = np.full(16, -1, dtype=np.int32)
     code_of[known] = np.arange(len(known))
 
-    def strata(wanted: int, unwanted: int) -> tuple[int, ...]:
+    def of(wanted: int, unwanted: int) -> tuple[int, ...]:
         return tuple(int(code_of[mark]) for mark in known if mark & wanted and not mark & unwanted)
 
     kept = Comparison(
         group1=comparison.group1,
         group2=comparison.group2,
-        first=strata(1, 2),
-        second=strata(4, 8),
-        counted_first=strata(1, 0),
-        counted_second=strata(4, 0),
+        first=of(1, 2),
+        second=of(4, 8),
+        counted_first=of(1, 0),
+        counted_second=of(4, 0),
     )
     if not kept.first or not kept.second:
         raise ConfigError(

@@ -67,11 +67,11 @@ def batches_of(options: DifferentialOptions, n_batch: int) -> tuple[list[Batch],
     if not options.batch_correction:
         return [None], [None]
     everything: list[Batch] = list(range(n_batch))
-    first, second = (
-        everything if given is None else list(given)
-        for given in (options.batchid1, options.batchid2)
+    first, second = options.batchid1, options.batchid2
+    return (
+        everything if first is None else list(first),
+        everything if second is None else list(second),
     )
-    return first, second
 
 
 def is_matched(first: list[Batch], second: list[Batch]) -> bool:

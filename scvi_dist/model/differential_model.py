@@ -1,6 +1,6 @@
 """Models that compare populations of cells: differential expression, and statistics of counts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from scvi_dist.analysis.cell_pass import run_here
 from scvi_dist.analysis.de_decode import DecodeOptions
 from scvi_dist.analysis.de_groups import grouping_of
 from scvi_dist.analysis.de_options import DifferentialOptions
+from scvi_dist.analysis.de_sample import Executor
 from scvi_dist.analysis.differential import differential_expression
 from scvi_dist.analysis.group_statistics import group_statistics
 from scvi_dist.analysis.importance import ImportanceOptions
@@ -22,8 +23,6 @@ from scvi_dist.model.binding import Source
 from scvi_dist.model.latent_model import LatentModel
 
 Rows = Sequence[int] | Sequence[bool] | np.ndarray | str | None
-Executor = Callable[..., dict[str, np.ndarray]] | None
-"""What runs passes over cells, as :func:`~scvi_dist.analysis.cell_pass.run_here` does."""
 _BATCH_SIZE = 512
 _FURTHER = (
     "n_samples_overall",
@@ -50,7 +49,7 @@ class _Asked:
     idx1: Rows
     idx2: Rows
     batch_size: int | None
-    executor: Executor
+    dask: Any
 
 
 class DifferentialModel(LatentModel):
@@ -91,14 +90,15 @@ class DifferentialModel(LatentModel):
     ``estimator``
         ``"sample"``: cells are drawn, and only those are read and decoded; ``"full"``: every cell
         is decoded, through histograms, with the bound of the error in the table's ``attrs``.
-    ``executor``
-        Runs passes over cells elsewhere; in this process where None.
+    ``dask``
+        Where passes over cells run: in this process where None, or a function with the arguments
+        and the result of :func:`~scvi_dist.analysis.cell_pass.run_here`.
     ``seed``
         Of the draws. Where None it is taken from torch's global generator.
     """
 
     def get_group_statistics(
-        self, adata: Source = None, groupby: str | None = None, *, executor: Executor = None
+        self, adata: Source = None, groupby: str | None = None, *, dask: Any = None
     ) -> pd.DataFrame:
         """Statistics of the counts of each group of cells, in one pass over them.
 
@@ -108,7 +108,7 @@ class DifferentialModel(LatentModel):
         """
         cells = self._stored_cells(adata, None, None)
         self._look_at_counts("get_group_statistics", cells)
-        return group_statistics(cells, groupby, run=executor or run_here)
+        return group_statistics(cells, groupby, run=executor_of(dask))
 
     def _stored_cells(self, adata: Source, batch_size: int | None, seed: int | None) -> StoreCells:
         """All cells of a store."""
@@ -142,7 +142,7 @@ class DifferentialModel(LatentModel):
             **{**options, **batches, **_further(further), "seed": cells.config.seed}
         )
         return differential_expression(
-            self.module, cells, grouping, whole, how, asked.executor or run_here
+            self.module, cells, grouping, whole, how, executor_of(asked.dask)
         )
 
     def _batches(self, names: Any, argument: str) -> tuple[int, ...] | None:
@@ -177,7 +177,7 @@ class GeneDifferentialModel(DifferentialModel):
         importance_weighting_kwargs: Mapping[str, Any] | None = None,
         *,
         estimator: Literal["sample", "full"] = "sample",
-        executor: Executor = None,
+        dask: Any = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
@@ -217,7 +217,7 @@ class GeneDifferentialModel(DifferentialModel):
             "importance": importance,
             "filter_outlier_cells": filter_outlier_cells,
         }
-        asked = _Asked(adata, groupby, group1, group2, idx1, idx2, batch_size, executor)
+        asked = _Asked(adata, groupby, group1, group2, idx1, idx2, batch_size, dask)
         return self._compare(asked, options, kwargs, DecodeOptions(), seed)
 
 
@@ -249,7 +249,7 @@ class JointDifferentialModel(DifferentialModel):
         pseudocounts: float | None = 1e-5,
         *,
         estimator: Literal["sample", "full"] = "sample",
-        executor: Executor = None,
+        dask: Any = None,
         seed: int | None = None,
         filter_outlier_cells: bool = False,
         **kwargs: Any,
@@ -306,8 +306,19 @@ class JointDifferentialModel(DifferentialModel):
             "filter_outlier_cells": filter_outlier_cells,
             "pseudocounts": pseudocounts,
         }
-        asked = _Asked(adata, groupby, group1, group2, idx1, idx2, batch_size, executor)
+        asked = _Asked(adata, groupby, group1, group2, idx1, idx2, batch_size, dask)
         return self._compare(asked, options, kwargs, how, seed)
+
+
+def executor_of(dask: Any) -> Executor:
+    """What runs passes over cells."""
+    if dask is None:
+        return run_here
+    if not callable(dask):
+        raise ConfigError(
+            f"dask is None or a function that runs passes over cells; seen {type(dask).__name__}."
+        )
+    return dask
 
 
 def _further(given: Mapping[str, Any]) -> dict[str, Any]:
