@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scvi_dist.analysis.count_draws import gamma_by_cell
 from scvi_dist.analysis.expression import decoded
 from scvi_dist.analysis.laws import parameters_of
-from scvi_dist.analysis.predictive import gamma_by_cell
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import CellGroup, Compute, StoreCells, collect, computed
 from scvi_dist.errors import ConfigError

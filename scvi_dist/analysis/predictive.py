@@ -3,7 +3,7 @@
 Axis suffixes: ``n`` cells, ``g`` genes, ``s`` samples.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
+from scvi_dist.analysis.count_draws import draw_by_cell
 from scvi_dist.analysis.expression import decoded, gene_names
-from scvi_dist.analysis.laws import parameters_of
 from scvi_dist.analysis.output import Layout, Out, Place, X, stored, write
 from scvi_dist.analysis.streaming import CellGroup, Cells, computed
-from scvi_dist.dataloaders.rows import splitmix64
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule
-from scvi_dist.module.likelihoods import sample_counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,45 +86,6 @@ def _draws(group: CellGroup, module: BaseModule, options: PredictiveOptions) -> 
         mean = mean[..., genes.to(mean.device)]
     # [s, n, g] -> [n, g, s]: cells come first in every result.
     return {X: mean.permute(1, 2, 0) if options.n_samples > 1 else mean}
-
-
-def draw_by_cell(law: Distribution, keys: np.ndarray) -> Tensor:
-    """One draw ``[..., n, g]`` from a law of counts; a cell's follows from its key alone."""
-    kind = type(law)
-    return drawn_by_cell(lambda given: sample_counts(kind(**given)), parameters_of(law), keys)
-
-
-def gamma_by_cell(concentration: Tensor, mean: Tensor, keys: np.ndarray) -> Tensor:
-    """One draw ``[..., n, g]`` from gamma laws; a cell's follows from its key alone."""
-
-    def draw(given: Mapping[str, Tensor]) -> Tensor:
-        shape = given["concentration"]
-        return torch.distributions.Gamma(shape, torch.ones_like(shape)).sample() / shape
-
-    return mean * drawn_by_cell(draw, {"concentration": concentration}, keys)
-
-
-def drawn_by_cell(
-    draw: Callable[[Mapping[str, Tensor]], Tensor],
-    parameters: Mapping[str, Tensor],
-    keys: np.ndarray,
-) -> Tensor:
-    """What ``draw`` makes of the parameters ``[..., n, g]`` of each cell, with its own generator.
-
-    Rejection sampling uses up a generator by amounts that depend on the parameters, so each cell
-    has a generator of its own. Torch's global one is left as it was.
-    """
-    first = next(iter(parameters.values()))
-    drawn = torch.empty_like(first)
-    seeds = (splitmix64(keys) >> np.uint64(1)).tolist()
-    # torch.manual_seed would seed every device, and format a stack trace for each one it cannot.
-    on_gpu = first.device.index if first.is_cuda else None
-    generator = torch.default_generator if on_gpu is None else torch.cuda.default_generators[on_gpu]
-    with torch.random.fork_rng(devices=[] if on_gpu is None else [on_gpu]):
-        for cell, seed in enumerate(seeds):
-            generator.manual_seed(seed)
-            drawn[..., cell, :] = draw({k: v[..., cell, :] for k, v in parameters.items()})
-    return drawn
 
 
 def _nonzero(results: Iterable[Any]) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:

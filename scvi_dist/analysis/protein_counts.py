@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scvi_dist.analysis.correlation import VALUES, CorrelationOptions, correlation_matrix
+from scvi_dist.analysis.count_draws import draw_by_cell, gamma_by_cell
 from scvi_dist.analysis.output import Layout, Out, X, stored, write
-from scvi_dist.analysis.predictive import draw_by_cell, gamma_by_cell
 from scvi_dist.analysis.protein_expression import (
     PROTEINS,
     columns,
@@ -26,7 +26,7 @@ from scvi_dist.errors import ConfigError
 from scvi_dist.module.likelihoods import likelihood_parameters as parameters_of
 from scvi_dist.module.totalvae import TOTALVAE
 
-_PROTEIN_KEYS = np.uint64(0x9E3779B97F4A7C15)
+PROTEIN_KEYS = np.uint64(0x9E3779B97F4A7C15)
 """Added to a cell's key, so that its proteins are drawn apart from its genes."""
 _LOG_EPS = 1e-8
 
@@ -80,7 +80,7 @@ def _draws(
     (law,) = generated(module, group.tensors, options.n_samples, (None,))
     drawn = {
         X: columns(draw_by_cell(law["px"], group.keys), options.genes),
-        PROTEINS: columns(draw_by_cell(law["py"], group.keys + _PROTEIN_KEYS), options.proteins),
+        PROTEINS: columns(draw_by_cell(law["py"], group.keys + PROTEIN_KEYS), options.proteins),
     }
     if options.n_samples == 1:
         return drawn
@@ -162,7 +162,7 @@ def _denoised(
     rate = options.rna_size_factor * px_["scale"]
     genes = gamma_by_cell(px_["r"].expand_as(rate), rate, group.keys)
     fore = py_["rate_fore"]
-    proteins = gamma_by_cell(py_["r"].expand_as(fore), fore, group.keys + _PROTEIN_KEYS)
+    proteins = gamma_by_cell(py_["r"].expand_as(fore), fore, group.keys + PROTEIN_KEYS)
     proteins = proteins * (1 - drawn_background(torch.sigmoid(py_["mixing"]), module))
     if log_transform:
         genes, proteins = torch.log(genes + _LOG_EPS), torch.log1p(proteins)

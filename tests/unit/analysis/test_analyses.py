@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix, issparse
 
+from scvi_dist.analysis.count_draws import draw_by_cell
 from scvi_dist.analysis.expression import (
     ExpressionOptions,
     normalized_expression,
@@ -22,11 +23,7 @@ from scvi_dist.analysis.importance import (
 from scvi_dist.analysis.latent import latent_representation
 from scvi_dist.analysis.library import library_size_moments
 from scvi_dist.analysis.parameters import latent_library_size, likelihood_parameters
-from scvi_dist.analysis.predictive import (
-    PredictiveOptions,
-    draw_by_cell,
-    posterior_predictive_sample,
-)
+from scvi_dist.analysis.predictive import PredictiveOptions, posterior_predictive_sample
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig
 from scvi_dist.data import open_store

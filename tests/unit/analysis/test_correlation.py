@@ -96,7 +96,7 @@ def test_a_constant_feature_has_no_correlation(model: SCVI, cells: StoreCells) -
 
 def test_draws_have_the_mean_and_dispersion_of_the_law(model: SCVI) -> None:
     """Gamma noise of mean ``w`` and variance ``w² / θ`` around each cell's expression."""
-    from scvi_dist.analysis.predictive import gamma_by_cell
+    from scvi_dist.analysis.count_draws import gamma_by_cell
 
     theta, mean = torch.tensor([0.5, 3.0, 40.0]), torch.tensor([2.0, 7.0, 0.1])
     drawn = gamma_by_cell(
