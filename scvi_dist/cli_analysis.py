@@ -31,7 +31,7 @@ def _model_and_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="folder of a saved model or of a run, or models:/NAME/VERSION",
+        help="folder of a saved model or a run, or models:/NAME/VERSION",
     )
     parser.add_argument(
         "store", nargs="+", metavar="STORE", help="h5ad file, Zarr or SOMA store; several are one"

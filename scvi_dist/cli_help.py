@@ -162,8 +162,8 @@ plots and a dot plot. The same command goes on where it was interrupted.
 DE_EPILOG = """\
 examples:
   scvi-dist de runs/atlas atlas.zarr --groupby cell_type --out runs/atlas/de
-  scvi-dist de runs/atlas atlas.zarr --groupby cell_type --group1 'T cell' --group2 'B cell' --out tb
-  scvi-dist de models:/atlas/3 atlas.zarr --groupby cell_type --estimator full --out de --dask local:8
+  scvi-dist de runs/atlas atlas.zarr --groupby type --group1 T --group2 B --out t_and_b
+  scvi-dist de models:/atlas/3 atlas.zarr --groupby type --estimator full --out de --dask local:8
   scvi-dist de saved_model atlas.zarr --groupby type --out de --dask tcp://scheduler:8786
 """
 

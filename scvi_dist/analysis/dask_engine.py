@@ -170,8 +170,8 @@ class _Run:
         if n_cells and on_progress is not None:
             self._n_cells = min(self._n_cells + n_cells, self._graph.plan.n_cells)
             on_progress(self._n_cells, self._graph.plan.n_cells)
-        blocks = self._roots[root]
-        if not any(block in self._waits for block in blocks):
+        blocks = self._roots.get(root, [])
+        if blocks and not any(block in self._waits for block in blocks):
             try:
                 pieces = [block.result(timeout=self._config.part_limit_s) for block in blocks]
             except (KilledWorker, PartOutOfMemory) as error:

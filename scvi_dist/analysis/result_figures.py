@@ -92,6 +92,7 @@ def dots(
     axes.set_xlim(-0.7, len(genes) - 0.3)
     axes.set_ylim(len(names) - 0.4, -0.6)
     figures.strip(axes, ("top", "right", "left", "bottom"))
+    axes.tick_params(length=0)
     bar = figure.colorbar(
         drawn, ax=axes, shrink=min(1.0, 4 / len(names) + 0.2), aspect=12, pad=0.01
     )
@@ -117,6 +118,7 @@ def heat_map(
     axes.set_xticks(range(values.shape[1]), list(map(str, values.columns)), rotation=90, fontsize=8)
     axes.set_yticks(range(values.shape[0]), list(map(str, values.index)), fontsize=8)
     figures.strip(axes, ("top", "right", "left", "bottom"))
+    axes.tick_params(length=0)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=14, pad=0.02)
     bar.set_label(label, fontsize=9)
     bar.outline.set_visible(False)

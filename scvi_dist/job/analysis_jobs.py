@@ -118,7 +118,7 @@ def differential_expression(asked: Asked, display: Display, options: ExpressionO
         )
         return _described_expression(table.rename_axis("feature"))
 
-    title = f"{options.groupby}: {' and '.join(options.group1) or 'each'} and "
+    title = f"{options.groupby}: {' and '.join(options.group1) or 'each'} against "
     title += options.group2 or "all other cells"
 
     def draw(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:

@@ -195,12 +195,9 @@ def _place(
     parent = experiment_of_run(uri, model.run_id) if model.run_id else None
     if parent is None and asked.tracking == "auto":
         return None, {}
-    config = TrackingConfig(
-        uri=uri,
-        run_name=title,
-        system_metrics_interval_s=0,
-        **({} if parent is None else {"experiment": parent}),
-    )
+    config = TrackingConfig(uri=uri, run_name=title, system_metrics_interval_s=0)
+    if parent is not None:
+        config = replace(config, experiment=parent)
     return config, {} if parent is None else {PARENT_TAG: model.run_id}
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_dist.analysis.cell_pass import run_here
 from scvi_dist.analysis.de_decode import DecodeOptions
 from scvi_dist.analysis.de_groups import grouping_of
 from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_sample import Executor
 from scvi_dist.analysis.differential import differential_expression
+from scvi_dist.analysis.engines import resolve_executor
 from scvi_dist.analysis.group_statistics import group_statistics
 from scvi_dist.analysis.importance import ImportanceOptions
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig
@@ -91,8 +90,9 @@ class DifferentialModel(LatentModel):
         ``"sample"``: cells are drawn, and only those are read and decoded; ``"full"``: every cell
         is decoded, through histograms, with the bound of the error in the table's ``attrs``.
     ``dask``
-        Where passes over cells run: in this process where None, or a function with the arguments
-        and the result of :func:`~scvi_dist.analysis.cell_pass.run_here`.
+        Where passes over cells run: threads of this process where None, or what
+        :func:`~scvi_dist.analysis.engines.resolve_executor` takes: ``"local:4"``, the address of
+        a Dask scheduler, a ``distributed.Client``, ``"ray"``, …
     ``seed``
         Of the draws. Where None it is taken from torch's global generator.
     """
@@ -108,7 +108,8 @@ class DifferentialModel(LatentModel):
         """
         cells = self._stored_cells(adata, None, None)
         self._look_at_counts("get_group_statistics", cells)
-        return group_statistics(cells, groupby, run=executor_of(dask))
+        with resolve_executor(dask) as run:
+            return group_statistics(cells, groupby, run=run)
 
     def _stored_cells(self, adata: Source, batch_size: int | None, seed: int | None) -> StoreCells:
         """All cells of a store."""
@@ -141,9 +142,8 @@ class DifferentialModel(LatentModel):
         whole = DifferentialOptions(
             **{**options, **batches, **_further(further), "seed": cells.config.seed}
         )
-        return differential_expression(
-            self.module, cells, grouping, whole, how, executor_of(asked.dask)
-        )
+        with resolve_executor(asked.dask) as run:
+            return differential_expression(self.module, cells, grouping, whole, how, run)
 
     def _batches(self, names: Any, argument: str) -> tuple[int, ...] | None:
         if names is None:
@@ -308,17 +308,6 @@ class JointDifferentialModel(DifferentialModel):
         }
         asked = _Asked(adata, groupby, group1, group2, idx1, idx2, batch_size, dask)
         return self._compare(asked, options, kwargs, how, seed)
-
-
-def executor_of(dask: Any) -> Executor:
-    """What runs passes over cells."""
-    if dask is None:
-        return run_here
-    if not callable(dask):
-        raise ConfigError(
-            f"dask is None or a function that runs passes over cells; seen {type(dask).__name__}."
-        )
-    return dask
 
 
 def _further(given: Mapping[str, Any]) -> dict[str, Any]:
