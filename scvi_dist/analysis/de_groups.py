@@ -99,15 +99,15 @@ def _of_rows(store: Store, idx1: Rows, idx2: Rows | None) -> Grouping:
     for name, mask_n in (("idx1", first_n), ("idx2", second_n)):
         if not mask_n.any():
             raise ConfigError(f"{name} has no cells among the {store.n_obs} of the store.")
-    codes_n = np.where(first_n, 0, np.where(second_n, 1, _NOBODY)).astype(np.int32)
-    both_n = first_n & second_n
-    first: tuple[int, ...] = (0,)
-    second: tuple[int, ...] = (1,)
-    if both_n.any():
-        codes_n[both_n] = 2
-        first, second = (0, 2), (1, 2)
+    # Cells of both sides are a stratum of their own.
+    marks_n = first_n.astype(np.int64) + 2 * second_n
+    present = [mark for mark in (1, 2, 3) if (marks_n == mark).any()]
+    code_of = np.full(4, _NOBODY, dtype=np.int32)
+    code_of[present] = np.arange(len(present))
+    first = tuple(int(code_of[mark]) for mark in present if mark & 1)
+    second = tuple(int(code_of[mark]) for mark in present if mark & 2)
     one = Comparison(group1="one", group2="two", first=first, second=second)
-    return Grouping(codes_n, (one,), is_named=False)
+    return Grouping(code_of[marks_n], (one,), is_named=False)
 
 
 def _mask(store: Store, rows: Rows) -> np.ndarray:
