@@ -20,6 +20,7 @@ from scvi_dist.analysis.parameters import likelihood_parameters
 from scvi_dist.analysis.predictive import PredictiveOptions, posterior_predictive_sample
 from scvi_dist.analysis.streaming import Cells, LoaderCells, StoreCells
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.model.abundance_model import AbundanceModel
 from scvi_dist.model.batches import BatchNames, batch_codes
 from scvi_dist.model.binding import Source
 from scvi_dist.model.differential_model import GeneDifferentialModel
@@ -28,7 +29,7 @@ from scvi_dist.model.latent_model import Indices, Loader
 from scvi_dist.model.loader_arguments import LoaderArguments, check_loader_arguments
 
 
-class CountModel(GeneDifferentialModel):
+class CountModel(GeneDifferentialModel, AbundanceModel):
     """A model whose module has a latent space and a law of counts.
 
     See :class:`~scvi_dist.model.latent_model.LatentModel` for the arguments that all methods share.
