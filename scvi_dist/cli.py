@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_analysis import add_analysis_commands
 from scvi_dist.cli_jobs import add_jobs_commands, add_submit
 from scvi_dist.cli_store import add_store_commands
 from scvi_dist.errors import (
@@ -88,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     add_submit(commands, _parser, _common, _run_file)
     add_jobs_commands(commands, _parser, _common)
+    add_analysis_commands(commands, _parser, _common)
     add_store_commands(commands, _parser, _common)
     return parser
 

@@ -9,6 +9,9 @@ your own cells:
   scvi-dist run run.yaml train.max_epochs=20  train, evaluate, register, write the latent space
 a cluster of Ray:
   scvi-dist submit run.yaml --address http://head:8265 --follow     the same there
+what a trained model says:
+  scvi-dist de runs/atlas atlas.h5ad --groupby cell_type --out de     genes that differ
+  scvi-dist ppc runs/atlas atlas.h5ad --out ppc                       how well the model fits
 stores:
   scvi-dist store shuffle atlas.h5ad fast.zarr    in random order, in a layout made for training
   scvi-dist store validate fast.zarr              read all of it and say what is wrong
@@ -212,4 +215,42 @@ HVG_EPILOG = """\
 examples:
   scvi-dist store hvg atlas.zarr --batch-key donor --out genes.txt
   scvi-dist store hvg atlas.zarr -n 4000 --layer counts --out genes.csv      the whole table
+"""
+
+DE = """\
+Compares populations of cells in the expression that a model infers: each population of a column
+with all other cells, or the ones that are named. Writes the table of all comparisons, volcano
+plots and a dot plot. The same command goes on where it was interrupted.
+"""
+
+DE_EPILOG = """\
+examples:
+  scvi-dist de runs/atlas atlas.zarr --groupby cell_type --out runs/atlas/de
+  scvi-dist de runs/atlas atlas.zarr --groupby type --group1 T --group2 B --out t_and_b
+  scvi-dist de models:/atlas/3 atlas.zarr --groupby type --estimator full --out de --dask local:8
+  scvi-dist de saved_model atlas.zarr --groupby type --out de --dask tcp://scheduler:8786
+"""
+
+DA = """\
+Gives every cell the log density that the cells of each sample have at its place in the latent
+space. Writes the table of cells x samples and a heat map of its means.
+"""
+
+DA_EPILOG = """\
+examples:
+  scvi-dist da runs/atlas atlas.zarr --sample-key donor --out runs/atlas/da
+  scvi-dist da runs/atlas atlas.zarr --sample-key donor --groupby cell_type --out da
+"""
+
+PPC = """\
+Draws counts from a model and compares them with the observed ones: coefficients of variation of
+cells and genes, zeros, whether credible intervals hold what they promise, and differential
+expression. Writes a table for each metric, scatter plots and the calibration curve.
+"""
+
+PPC_EPILOG = """\
+examples:
+  scvi-dist ppc runs/atlas atlas.zarr --out runs/atlas/ppc
+  scvi-dist ppc runs/atlas atlas.zarr --cells 20000 --n-samples 5 --out ppc
+  scvi-dist ppc runs/atlas atlas.zarr --metrics diff_exp --groupby cell_type --out ppc_de
 """

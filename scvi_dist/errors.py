@@ -20,6 +20,7 @@ A message says what was expected, what was seen, where, and what to do::
     ├── NotTrained             (RuntimeError)
     ├── TrainingFailed         (RuntimeError)
     ├── CheckpointError        (RuntimeError)
+    ├── EngineError            (RuntimeError)       workers or their scheduler cannot be used
     ├── WaitTimeout            (TimeoutError)       a wait reached its limit
     ├── ClusterUnreachable     (ConnectionError)    a Ray cluster did not answer, or refused to
     ├── TrackingError          (RuntimeError)
@@ -103,6 +104,10 @@ class TrainingFailed(ScviDistError, RuntimeError):
 
 class CheckpointError(ScviDistError, RuntimeError):
     """A checkpoint cannot be written, read or resumed from."""
+
+
+class EngineError(ScviDistError, RuntimeError):
+    """Workers, or the scheduler that leads them, are lost or cannot do the work."""
 
 
 class WaitTimeout(ScviDistError, TimeoutError):

@@ -139,13 +139,13 @@ def stored(cells: Any) -> StoreCells:
     return cells
 
 
-def fingerprint(module: nn.Module, cells: StoreCells, what: Mapping[str, Any]) -> str:
+def fingerprint(module: nn.Module | None, cells: StoreCells, what: Mapping[str, Any]) -> str:
     """32 hex digits of everything that the results follow from."""
     proteins = cells.source.proteins
     facts = {
         "version": 1,
         "what": dict(what),
-        "module": module_digest(module),
+        "module": None if module is None else module_digest(module),
         "store": cells.source.store.digest(),
         "cells": cells.selection.digest(),
         "schema": cells.source.schema.digest(),

@@ -204,12 +204,13 @@ def _expression(group: CellGroup, module: TOTALVAE, options: JointOptions) -> di
     genes = _mean([columns(law["px_"][key], options.genes) for law in laws])
     if not is_latent:
         genes = genes * float(options.library_size)
-    values = [_of_proteins(law["py_"], module, options) for law in laws]
+    values = [proteins_of(law["py_"], module, options) for law in laws]
     proteins = _mean([columns(value, options.proteins) for value in values])
     return {X: cells_first(genes, options), PROTEINS: cells_first(proteins, options)}
 
 
-def _of_proteins(py_: dict[str, Tensor], module: TOTALVAE, options: JointOptions) -> Tensor:
+def proteins_of(py_: dict[str, Tensor], module: TOTALVAE, options: JointOptions) -> Tensor:
+    """What :func:`joint_expression` gives of proteins, ``[n, p]``, from the decoded values."""
     background = torch.sigmoid(py_["mixing"])
     if options.sample_protein_mixing:
         background = drawn_background(background, module)

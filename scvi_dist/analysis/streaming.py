@@ -123,7 +123,7 @@ class StoreCells:
     def groups(self, start: int = 0, stop: int | None = None) -> Iterator[CellGroup]:
         """The cells at positions ``start … stop - 1``, in ascending order of their rows."""
         for block in self.blocks(start, stop):
-            yield from self._cut(block)
+            yield from self.cut(block)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> "Iterator[Block]":
         """The same cells in larger pieces, the next of which is read while one is in use."""
@@ -154,7 +154,8 @@ class StoreCells:
                 fields |= self.source.minified.read_at(rows)
             yield Block(at, rows, counts, fields)
 
-    def _cut(self, block: "Block") -> Iterator[CellGroup]:
+    def cut(self, block: "Block") -> Iterator[CellGroup]:
+        """The cells of a block, in groups of one forward pass each."""
         size = self.config.batch_size
         for a in range(0, len(block.rows), size):
             b = min(a + size, len(block.rows))
@@ -229,7 +230,7 @@ def computed(
     The module is in evaluation mode, and its noise belongs to cells.
     """
     device = next(module.parameters()).device
-    with _evaluating(module), cell_noise(module) as noise:
+    with evaluating(module), cell_noise(module) as noise:
         for group in groups:
             noise.bind(group.keys)
             # Not around the loop: whoever iterates over this would be in inference mode too.
@@ -249,7 +250,8 @@ def _on_device(tensors: Tensors, device: torch.device, module: nn.Module) -> Ten
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it the module is in evaluation mode."""
     was_training = module.training
     module.eval()
     try:

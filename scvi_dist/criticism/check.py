@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_dist.analysis.cell_pass import run_here
-from scvi_dist.analysis.engine_choice import RunPass, chosen_engine
+from scvi_dist.analysis.engines import Executor, resolve_executor
 from scvi_dist.analysis.predictive_pass import (
     MODEL,
     RAW,
@@ -76,7 +75,8 @@ class PosteriorPredictiveCheck:
     batch_size
         Cells whose draws are in memory at a time; as many as fit some 16 MB where None.
     dask
-        Where to compute: see ``differential_expression`` of the models; this thread where None.
+        Where to compute: threads of this process where None, or what
+        :func:`~scvi_dist.analysis.engines.resolve_executor` takes.
     executor
         Runs the passes, instead of ``dask``.
 
@@ -102,7 +102,7 @@ class PosteriorPredictiveCheck:
         seed: int | None = None,
         batch_size: int | None = None,
         dask: Any = None,
-        executor: RunPass | None = None,
+        executor: Executor | None = None,
     ) -> None:
         if RAW_COLUMN in models_dict or not models_dict:
             raise ConfigError(
@@ -257,7 +257,7 @@ class PosteriorPredictiveCheck:
     def _computed(self, asked: PredictiveStatistics) -> dict[str, dict[str, np.ndarray]]:
         """Model -> results of its pass; those of the observed counts are the first model's."""
         results: dict[str, dict[str, np.ndarray]] = {}
-        with chosen_engine(self._dask, self._executor or run_here) as run:
+        with resolve_executor(self._executor or self._dask) as run:
             for number, (name, model) in enumerate(self.models.items()):
                 which = replace(asked, raw=number == 0)
                 one_pass = PredictivePass(which, self._observed.counts_of(name))

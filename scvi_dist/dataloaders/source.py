@@ -42,6 +42,12 @@ class CellSource:
             _OPEN.move_to_end(key)
             return _OPEN[key]
 
+    def reopen(self) -> "OpenSource":
+        """The source opened anew, also for those who ask later."""
+        with _LOCK:
+            _OPEN.pop((self.locator, self.schema.digest(), self.check_counts), None)
+        return self.open()
+
     def _open(self) -> "OpenSource":
         return OpenSource(self.locator.open(), self.schema, self.check_counts)
 

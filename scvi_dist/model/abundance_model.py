@@ -14,8 +14,7 @@ from scvi_dist.analysis.abundance import (
     PosteriorPass,
     Samples,
 )
-from scvi_dist.analysis.cell_pass import run_here
-from scvi_dist.analysis.engine_choice import RunPass, chosen_engine
+from scvi_dist.analysis.engines import Executor, resolve_executor
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data.open import is_anndata, is_mudata
 from scvi_dist.errors import ConfigError
@@ -40,7 +39,7 @@ class AbundanceModel(LatentModel):
         adata_sub: Source = None,
         seed: int | None = None,
         dask: Any = None,
-        executor: RunPass | None = None,
+        executor: Executor | None = None,
     ) -> pd.DataFrame:
         """Log-density of each cell's place in the latent space, under each sample.
 
@@ -65,7 +64,8 @@ class AbundanceModel(LatentModel):
         seed
             Of the cells that are drawn; taken from torch's global generator where None.
         dask
-            Where to compute; this thread where None.
+            Where to compute: threads of this process where None, or what
+            :func:`~scvi_dist.analysis.engines.resolve_executor` takes.
         executor
             Runs the passes, instead of ``dask``.
 
@@ -89,7 +89,7 @@ class AbundanceModel(LatentModel):
         labels = cells.source.store.read_obs([sample_key])[sample_key]
         samples = Samples.of(labels.to_numpy(dtype=object))
         samples = samples.limited(num_cells_posterior, cells.config.seed)
-        with chosen_engine(dask, executor or run_here) as run:
+        with resolve_executor(executor or dask) as run:
             if adata_sub is None:
                 scored, posteriors = cells, run(PosteriorPass(), self.module, cells)
                 points_nk, chosen = posteriors[LOC], samples.components

@@ -1,6 +1,6 @@
 """Models of counts: the expression and the counts that they expect of cells."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -19,20 +19,17 @@ from scvi_dist.analysis.output import Out
 from scvi_dist.analysis.parameters import likelihood_parameters
 from scvi_dist.analysis.predictive import PredictiveOptions, posterior_predictive_sample
 from scvi_dist.analysis.streaming import Cells, LoaderCells, StoreCells
-from scvi_dist.batch import REGISTRY_KEYS
-from scvi_dist.data.schema import Schema
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.model.abundance_model import AbundanceModel
+from scvi_dist.model.batches import BatchNames, batch_codes
 from scvi_dist.model.binding import Source
+from scvi_dist.model.differential_model import GeneDifferentialModel
 from scvi_dist.model.genes import gene_columns
 from scvi_dist.model.latent_model import Indices, Loader
 from scvi_dist.model.loader_arguments import LoaderArguments, check_loader_arguments
 
-BatchNames = Any
-"""A category of the batch column, a list of them, or None for each cell's own."""
 
-
-class CountModel(AbundanceModel):
+class CountModel(GeneDifferentialModel, AbundanceModel):
     """A model whose module has a latent space and a law of counts.
 
     See :class:`~scvi_dist.model.latent_model.LatentModel` for the arguments that all methods share.
@@ -218,21 +215,6 @@ class CountModel(AbundanceModel):
         genes = gene_names(stored, None)
         values = feature_correlation(self.module, stored, options, codes)
         return pd.DataFrame(values, index=genes, columns=genes)
-
-
-def batch_codes(schema: Schema, names: BatchNames) -> tuple[int | None, ...]:
-    """Codes of batches by category; None stays None."""
-    is_one = isinstance(names, str) or not isinstance(names, Iterable)
-    known = {name: i for i, name in enumerate(schema.categories[REGISTRY_KEYS.BATCH_KEY])}
-    codes: list[int | None] = []
-    for name in [names] if is_one else names:
-        if name is not None and name not in known:
-            raise ConfigError(
-                f"transform_batch: {name!r} is not a batch of "
-                f"{schema.setup.batch_key!r}; {did_you_mean(str(name), map(str, known))}"
-            )
-        codes.append(None if name is None else known[name])
-    return tuple(codes)
 
 
 def _importance(

@@ -26,15 +26,17 @@ from scvi_dist.analysis.protein_expression import (
 )
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.model.abundance_model import AbundanceModel
+from scvi_dist.model.batches import BatchNames, batch_codes
 from scvi_dist.model.binding import Source
-from scvi_dist.model.count_model import BatchNames, batch_codes, in_store
+from scvi_dist.model.count_model import in_store
+from scvi_dist.model.differential_model import JointDifferentialModel
 from scvi_dist.model.genes import gene_columns, protein_columns
 from scvi_dist.model.latent_model import Indices, Loader
 from scvi_dist.model.loader_arguments import check_loader_arguments
 from scvi_dist.module.totalvae import TOTALVAE
 
 
-class ProteinModel(AbundanceModel):
+class ProteinModel(JointDifferentialModel, AbundanceModel):
     """A model whose module has laws of the counts of genes and of proteins.
 
     See :class:`~scvi_dist.model.latent_model.LatentModel` for the arguments that all methods

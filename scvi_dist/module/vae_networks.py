@@ -253,6 +253,17 @@ class VAENetworks(BaseModule):
             theta = torch.exp(self._log_theta(cell_log_theta, batch_index, y))
         return Decoded(scale, rate, theta, zi_logits)
 
+    def decode_scale(
+        self,
+        z: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> Tensor:
+        """Means as proportions of the cell, ``[n, g]``: :meth:`decode` without all the rest."""
+        seen = self._with_columns(z, batch_index, cont_covs)
+        return self.decoder.scale(seen, *self._codes(batch_index, cat_covs))
+
     def _codes(self, batch_index: Tensor, cat_covs: Tensor | None) -> tuple[Tensor, ...]:
         """The covariates that enter as indicators, as codes ``[n, 1]`` each."""
         further = () if cat_covs is None else torch.split(cat_covs, 1, dim=1)

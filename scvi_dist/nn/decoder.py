@@ -103,6 +103,11 @@ class DecoderSCVI(nn.Module):
         px_dropout = full_precision(self.px_dropout_decoder(hidden)) if zero_inflated else None
         return px_scale, px_r, px_rate, px_dropout
 
+    def scale(self, z: Tensor, *cat_list: Tensor | None) -> Tensor:
+        """The scale that :meth:`forward` gives, without the other heads."""
+        to_logits, activation = self.px_scale_decoder
+        return activation(full_precision(to_logits(self.px_decoder(z, *cat_list))))
+
 
 class Decoder(nn.Module):
     """Fully connected layers with a mean and a variance head.

@@ -1,0 +1,294 @@
+"""Pictures of what was found of cells: genes that differ, samples that differ, models that fit.
+
+Axis suffixes: ``g`` genes, ``c`` comparisons.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_dist.analysis import figures
+from scvi_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_PANELS = 12
+MOST_POINTS = 20_000
+CALLED, OTHER = "#d55e00", "#b8bec4"
+_SMALLEST = 1e-4
+"""Probabilities below are drawn as this: draws cannot tell them apart."""
+
+
+def volcanoes(table: pd.DataFrame, path: str | os.PathLike[str], title: str = "") -> Path:
+    """Change against certainty, a panel for each comparison; the file written.
+
+    Parameters
+    ----------
+    table
+        Of ``differential_expression``, in either mode. Beyond twelve comparisons the first ones
+        are drawn.
+    """
+    names = list(dict.fromkeys(table["comparison"]))[:MAX_PANELS]
+    n_columns = min(4, len(names))
+    n_rows = -(-len(names) // n_columns)
+    figure = figures.new_figure(3.6 * n_columns + 0.4, 3.3 * n_rows + 0.6)
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(n_rows, n_columns, number + 1)
+        part = table[table["comparison"] == name]
+        x, y, x_name, y_name = _volcano_axes(part)
+        called = called_genes(part)
+        _points(axes, x[~called], y[~called], OTHER)
+        _points(axes, x[called], y[called], CALLED)
+        _name_genes(axes, x, y, part.index.to_numpy(), called)
+        axes.axvline(0, color=figures.QUIET, lw=0.8, ls=":")
+        axes.set_title(
+            f"{name}\n{int(called.sum()):,} of {len(part):,} called",
+            loc="left",
+            fontsize=10,
+            color=figures.INK,
+        )
+        axes.set_xlabel(x_name, fontsize=9, color=figures.INK)
+        axes.set_ylabel(y_name, fontsize=9, color=figures.INK)
+        figures.strip(axes, ("top", "right"))
+    return figures.write(figure, path, title)
+
+
+def dots(
+    table: pd.DataFrame, path: str | os.PathLike[str], title: str = "", per_group: int = 4
+) -> Path:
+    """The leading genes of each comparison in all of them; the file written.
+
+    Colour is the log fold change, size the share of cells of the first group that have the gene.
+    """
+    names = list(dict.fromkeys(table["comparison"]))[:30]
+    genes = leading_genes(table, names, per_group)
+    if not genes:
+        raise ConfigError("no gene to draw: the table has no rows.")
+    lfc_cg, share_cg = _by_comparison(table, names, genes)
+    figure = figures.new_figure(
+        2.6 + 0.27 * len(genes) + 0.06 * max(map(len, names)), 2.0 + 0.34 * len(names)
+    )
+    axes = figure.add_subplot(1, 1, 1)
+    top = max(float(np.nanquantile(np.abs(lfc_cg), 0.98)), 1e-6)
+    x_cg, y_cg = np.meshgrid(np.arange(len(genes)), np.arange(len(names)))
+    drawn = axes.scatter(
+        x_cg.ravel(),
+        y_cg.ravel(),
+        c=lfc_cg.ravel(),
+        s=4 + 110 * share_cg.ravel(),
+        cmap="RdBu_r",
+        vmin=-top,
+        vmax=top,
+        lw=0.3,
+        edgecolors="#777777",
+    )
+    axes.set_xticks(range(len(genes)), genes, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_xlim(-0.7, len(genes) - 0.3)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    figures.strip(axes, ("top", "right", "left", "bottom"))
+    axes.tick_params(length=0)
+    bar = figure.colorbar(
+        drawn, ax=axes, shrink=min(1.0, 4 / len(names) + 0.2), aspect=12, pad=0.01
+    )
+    bar.set_label("log2 fold change", fontsize=9)
+    bar.outline.set_visible(False)
+    _size_legend(axes)
+    return figures.write(figure, path, title)
+
+
+def heat_map(
+    values: pd.DataFrame, path: str | os.PathLike[str], title: str = "", label: str = ""
+) -> Path:
+    """A table of numbers as colours, symmetric about 0; the file written."""
+    figure = figures.new_figure(
+        2.8 + 0.42 * values.shape[1] + 0.06 * max(map(len, map(str, values.index))),
+        1.9 + 0.32 * values.shape[0],
+    )
+    axes = figure.add_subplot(1, 1, 1)
+    x = values.to_numpy(dtype=float)
+    finite = np.abs(x[np.isfinite(x)])
+    top = float(np.quantile(finite, 0.98)) if finite.size else 1.0
+    drawn = axes.imshow(x, cmap="RdBu_r", vmin=-top or -1.0, vmax=top or 1.0, aspect="auto")
+    axes.set_xticks(range(values.shape[1]), list(map(str, values.columns)), rotation=90, fontsize=8)
+    axes.set_yticks(range(values.shape[0]), list(map(str, values.index)), fontsize=8)
+    figures.strip(axes, ("top", "right", "left", "bottom"))
+    axes.tick_params(length=0)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=14, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    bar.outline.set_visible(False)
+    return figures.write(figure, path, title)
+
+
+def predicted_against_observed(
+    tables: dict[str, pd.DataFrame], raw: str, path: str | os.PathLike[str], title: str = ""
+) -> Path:
+    """A row of panels for each metric, one for each model: drawn counts against observed ones.
+
+    Parameters
+    ----------
+    tables
+        Heading -> a column for each model, and one named ``raw`` of the observed counts.
+    """
+    models = [name for name in next(iter(tables.values())).columns if name != raw]
+    figure = figures.new_figure(3.9 * len(models) + 0.3, 3.7 * len(tables) + 0.4)
+    for row, (heading, table) in enumerate(tables.items()):
+        for column, model in enumerate(models):
+            axes = figure.add_subplot(len(tables), len(models), row * len(models) + column + 1)
+            both = table[[raw, model]].dropna()
+            _against(axes, both[raw].to_numpy(), both[model].to_numpy(), heading)
+            axes.set_ylabel(f"{model}", fontsize=9, color=figures.INK)
+    return figures.write(figure, path, title)
+
+
+def calibration_curves(
+    coverage: pd.DataFrame, path: str | os.PathLike[str], title: str = ""
+) -> Path:
+    """Share of observed counts within credible intervals, against their width; the file written.
+
+    Parameters
+    ----------
+    coverage
+        Indexed by the intervals' width, a column for each model.
+    """
+    figure = figures.new_figure(5.2, 4.8)
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot([0, 1], [0, 1], color=figures.QUIET, lw=1, ls=":", label="calibrated")
+    ordered = coverage.sort_index()
+    for number, name in enumerate(ordered.columns):
+        colour = figures.EIGHT_COLOURS[number % len(figures.EIGHT_COLOURS)]
+        axes.plot(ordered.index, ordered[name], color=colour, marker="o", ms=4, lw=2, label=name)
+    axes.set_xlabel("width of the interval", fontsize=10, color=figures.INK)
+    axes.set_ylabel("share of observed counts within", fontsize=10, color=figures.INK)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, fontsize=9)
+    figures.strip(axes, ("top", "right"))
+    return figures.write(figure, path, title)
+
+
+def called_genes(part: pd.DataFrame) -> np.ndarray:
+    """bool ``[g]``: rows that are called; in vanilla mode those with a large Bayes factor."""
+    named = [name for name in part.columns if str(name).startswith("is_de_fdr_")]
+    if named:
+        return part[named[0]].to_numpy(dtype=bool)
+    return np.abs(part["bayes_factor"].to_numpy()) > 3
+
+
+def leading_genes(table: pd.DataFrame, names: Sequence[str], per_group: int) -> list[str]:
+    """Genes that go up most surely in each comparison, each once, in the order of comparisons."""
+    genes: list[str] = []
+    for name in names:
+        part = table[table["comparison"] == name]
+        up = part[_change(part) > 0]
+        called = called_genes(up)
+        # Called ones with a large change first, then whatever goes up.
+        order = np.lexsort((-_change(up), ~called))
+        genes += up.index[order[:per_group]].astype(str).tolist()
+    return list(dict.fromkeys(genes))
+
+
+def _by_comparison(
+    table: pd.DataFrame, names: Sequence[str], genes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    lfc, share = [], []
+    for name in names:
+        part = table[table["comparison"] == name]
+        part = part[~part.index.duplicated()].reindex(genes)
+        lfc.append(_change(part))
+        has_share = "non_zeros_proportion1" in part
+        share.append(
+            part["non_zeros_proportion1"].to_numpy() if has_share else np.full(len(genes), 0.5)
+        )
+    return np.array(lfc), np.nan_to_num(np.array(share))
+
+
+def _change(part: pd.DataFrame) -> np.ndarray:
+    if "lfc_mean" in part:
+        return part["lfc_mean"].to_numpy(dtype=float)
+    tiny = np.finfo(float).tiny
+    return np.log2((part["scale1"] + tiny) / (part["scale2"] + tiny)).to_numpy(dtype=float)
+
+
+def _volcano_axes(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, str, str]:
+    x = _change(part)
+    if "proba_not_de" in part:
+        y = -np.log10(np.maximum(part["proba_not_de"].to_numpy(dtype=float), _SMALLEST))
+        return x, y, "log2 fold change", "-log10 P(no change)"
+    y = np.abs(part["bayes_factor"].to_numpy(dtype=float))
+    return x, y, "log2 fold change", "|Bayes factor|"
+
+
+def _points(axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str) -> None:
+    rows = figures.subsample(len(x), MOST_POINTS)
+    axes.scatter(x[rows], y[rows], s=7, lw=0, alpha=0.7, color=colour, rasterized=True)
+
+
+def _name_genes(
+    axes: "Axes", x: np.ndarray, y: np.ndarray, genes: np.ndarray, called: np.ndarray
+) -> None:
+    """Name the called genes with the largest changes, at most three on either side."""
+    for side in (1, -1):
+        rows = np.flatnonzero(called & (side * x > 0))
+        for row in rows[np.argsort(-side * x[rows], kind="stable")][:3]:
+            axes.annotate(
+                str(genes[row]),
+                (x[row], y[row]),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=7,
+                ha="center",
+                color=figures.INK,
+            )
+
+
+def _against(axes: "Axes", observed: np.ndarray, drawn: np.ndarray, heading: str) -> None:
+    rows = figures.subsample(len(observed), MOST_POINTS)
+    axes.scatter(
+        observed[rows], drawn[rows], s=6, lw=0, alpha=0.5, color="#0072b2", rasterized=True
+    )
+    both = np.concatenate([observed, drawn]) if len(observed) else np.array([0.0, 1.0])
+    low, high = float(np.min(both)), float(np.max(both))
+    axes.plot([low, high], [low, high], color=figures.INK, lw=0.9, ls=":")
+    r = np.corrcoef(observed, drawn)[0, 1] if len(observed) > 1 else np.nan
+    error = float(np.mean(np.abs(observed - drawn))) if len(observed) else np.nan
+    axes.set_title(
+        f"{heading}\nr = {r:.3f}, mean error {error:.3g}",
+        loc="left",
+        fontsize=10,
+        color=figures.INK,
+    )
+    axes.set_xlabel("observed", fontsize=9, color=figures.INK)
+    figures.strip(axes, ("top", "right"))
+
+
+def _size_legend(axes: "Axes") -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker="o",
+            ms=np.sqrt(4 + 110 * share),
+            color="#bbbbbb",
+            label=f"{share:.0%}",
+        )
+        for share in (0.1, 0.5, 1.0)
+    ]
+    axes.legend(
+        handles=handles,
+        title="cells with it",
+        title_fontsize=8,
+        fontsize=8,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=3,
+    )

@@ -1,0 +1,212 @@
+"""Dask workers and schedulers that die, cells that do not fit, blocks that are damaged."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cell_passes as cp
+import cloudpickle
+import h5py
+import pytest
+from distributed import Client, LocalCluster
+
+from scvi_dist.analysis.cell_pass import Parts, run_here
+from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.streaming import StoreCells
+from scvi_dist.errors import BudgetExceeded, ConfigError, EngineError, StoreCorrupt
+from scvi_dist.module import VAE
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.slow,
+    pytest.mark.integration,
+    # Of a cluster that is closed while it is busy.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+PARTS = Parts(**cp.SIZES)
+LIMITS: dict[str, Any] = {"connect_limit_s": 30, "worker_limit_s": 60, "part_limit_s": 120}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cp.write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
+
+
+@pytest.fixture
+def cells(path: Path) -> StoreCells:
+    return cp.cells_of_store(path)
+
+
+@pytest.fixture
+def module() -> VAE:
+    return cp.small_module()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _by_value() -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(cp)
+    yield
+    cloudpickle.unregister_pickle_by_value(cp)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Two workers in processes of their own, which nannies start anew when they die."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def on(client: Any, cell_pass: Any, module: VAE, cells: StoreCells, **config: Any) -> Any:
+    parts = config.pop("parts", PARTS)
+    with resolve_executor(client, EngineConfig(**{**LIMITS, **config})) as executor:
+        return executor(cell_pass, module, cells, parts)
+
+
+def test_workers_give_what_this_process_gives(
+    client: Client, cells: StoreCells, module: VAE
+) -> None:
+    for sizes in (PARTS, Parts(part_cells=4, block_genes=4), Parts(part_cells=200)):
+        want = run_here(cp.Expression(), module, cells, sizes)
+        cp.same(on(client, cp.Expression(), module, cells, parts=sizes), want)
+
+
+def test_a_client_a_cluster_and_an_address_are_the_same(
+    client: Client, cells: StoreCells, module: VAE, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    want = run_here(cp.Expression(), module, cells, PARTS)
+    address = client.scheduler.address
+    client.write_scheduler_file(str(tmp_path / "scheduler.json"))
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+    for given in (client.cluster, address, "env", f"file:{tmp_path / 'scheduler.json'}"):
+        cp.same(on(given, cp.Expression(), module, cells), want)
+    assert client.status == "running"
+
+
+def test_progress_ends_at_all_cells(client: Client, path: Path, module: VAE) -> None:
+    told: list[tuple[int, int]] = []
+    cells = cp.cells_of_store(path, on_progress=lambda *done: told.append(done))
+    on(client, cp.Expression(), module, cells)
+    assert told[-1] == (cp.N_CELLS, cp.N_CELLS)
+    assert len(told) > 10
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    client: Client, cells: StoreCells, module: VAE, tmp_path: Path
+) -> None:
+    cell_pass = cp.KillsOnce(folder=str(tmp_path))
+    found = on(client, cell_pass, module, cells)
+    assert (tmp_path / "seen").exists()
+    cp.same(found, run_here(cp.Expression(), module, cells, PARTS))
+
+
+def test_a_part_that_does_not_fit_is_split(client: Client, cells: StoreCells, module: VAE) -> None:
+    sizes = Parts(part_cells=200, block_genes=4)
+    found = on(client, cp.Greedy(fits=128), module, cells, parts=sizes)
+    want = run_here(cp.Expression(), module, cells, sizes)
+    for name, value in want.items():
+        assert found[name] == pytest.approx(value, rel=1e-6)
+
+
+def test_cells_that_never_fit_are_named(client: Client, cells: StoreCells, module: VAE) -> None:
+    with pytest.raises(BudgetExceeded, match=r"rows 0 to 199 of .*cells\.h5ad.*do not fit"):
+        on(client, cp.Greedy(fits=3), module, cells, parts=Parts(part_cells=200))
+
+
+def test_a_damaged_block_names_store_and_rows(client: Client, module: VAE, tmp_path: Path) -> None:
+    damaged = cp.write_cells(tmp_path / "damaged.h5ad")
+    with h5py.File(damaged, "r+") as file:
+        start, stop = file["X/indptr"][200:202]
+        file["X/indices"][start:stop] = 10_000
+    with pytest.raises(StoreCorrupt, match=r"damaged\.h5ad.*(rows|row) .*2\d\d"):
+        on(client, cp.Expression(), module, cp.cells_of_store(damaged))
+
+
+def test_cells_in_memory_are_refused(client: Client, path: Path, module: VAE) -> None:
+    import anndata
+
+    cells = cp.cells_of_store(anndata.read_h5ad(path))
+    with pytest.raises(ConfigError, match=r"dask='threads'.*write_h5ad"):
+        on(client, cp.Expression(), module, cells)
+
+
+def test_what_failed_goes_on_elsewhere(
+    client: Client, cells: StoreCells, module: VAE, tmp_path: Path
+) -> None:
+    stops = cp.Stops(folder=str(tmp_path), at=400)
+    keeps = {"checkpoint_dir": tmp_path / "sums", "checkpoint_every_s": 0}
+    with pytest.raises(RuntimeError, match="no go"):
+        on(client, stops, module, cells, **keeps)
+    (tmp_path / "go").touch()
+    for mark in tmp_path.glob("rows-*"):
+        mark.unlink()
+    want = run_here(cp.Expression(), module, cells, PARTS)
+    cp.same(on("threads:2", stops, module, cells, **keeps), want)
+    again = {int(mark.name[5:]) for mark in tmp_path.glob("rows-*")}
+    assert {384, 400} <= again
+    assert 0 not in again
+
+
+def test_a_dead_scheduler_is_told_and_a_rerun_goes_on(
+    cells: StoreCells, module: VAE, tmp_path: Path
+) -> None:
+    keeps = {"checkpoint_dir": tmp_path / "sums", "checkpoint_every_s": 0}
+    waits = cp.Waits(folder=str(tmp_path), at=400)
+    with _cluster(tmp_path / "one.json") as scheduler:
+        killer = threading.Thread(target=_kill_once_kept, args=(scheduler, tmp_path))
+        killer.start()
+        with pytest.raises(EngineError, match=r"Dask scheduler at tcp.*lost.*goes on from"):
+            on(f"file:{tmp_path / 'one.json'}", waits, module, cells, **keeps)
+        killer.join(timeout=60)
+    assert list((tmp_path / "sums").glob("*.npz"))
+    (tmp_path / "go").touch()
+    for mark in tmp_path.glob("rows-*"):
+        mark.unlink()
+    with _cluster(tmp_path / "two.json"):
+        found = on(f"file:{tmp_path / 'two.json'}", waits, module, cells, **keeps)
+    cp.same(found, run_here(cp.Expression(), module, cells, PARTS))
+    again = {int(mark.name[5:]) for mark in tmp_path.glob("rows-*")}
+    assert 400 in again
+    assert 0 not in again
+
+
+@contextmanager
+def _cluster(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler and two workers as a user starts them; the scheduler's process."""
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    worker = ["--nthreads", "1", "--no-nanny", "--death-timeout", "60"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments, *common],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for arguments in (
+            ["scheduler", "--host", "127.0.0.1", "--port", "0"],
+            ["worker", *worker],
+            ["worker", *worker],
+        )
+    ]
+    try:
+        assert cp.comes(file.exists)
+        yield processes[0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def _kill_once_kept(scheduler: subprocess.Popen[bytes], folder: Path) -> None:
+    cp.comes(lambda: list((folder / "sums").glob("*.npz")))
+    cp.comes((folder / "waiting").exists)
+    scheduler.kill()
