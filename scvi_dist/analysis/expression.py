@@ -18,6 +18,7 @@ from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import CellGroup, Cells, StoreCells, collect
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule
+from scvi_dist.module.vae import VAE
 
 LATENT_LIBRARY: Literal["latent"] = "latent"
 
@@ -131,15 +132,28 @@ def _expression(
     group: CellGroup, module: BaseModule, options: ExpressionOptions
 ) -> dict[str, Tensor]:
     key = "mu" if options.library_size == LATENT_LIBRARY else "scale"
-    laws = decoded(module, group.tensors, options.n_samples, options.transform_batch)
-    total = sum(_columns(law.get_normalized(key), options.genes) for law in laws)
-    expression = total if len(laws) == 1 else total / len(laws)
+    parts = _decoded_genes(module, group.tensors, options, key)
+    expression = sum(parts) if len(parts) == 1 else sum(parts) / len(parts)
     if options.library_size != LATENT_LIBRARY:
         expression = expression * float(options.library_size)
     if options.n_samples > 1:
         # Cells come first in every result.
         expression = expression.mean(0) if options.return_mean else expression.movedim(1, 0)
     return {X: expression}
+
+
+def _decoded_genes(
+    module: BaseModule, tensors: Any, options: ExpressionOptions, key: str
+) -> list[Tensor]:
+    """Expression of the genes that are asked for, decoded as each of the batches."""
+    if options.genes is None or not isinstance(module, VAE):
+        laws = decoded(module, tensors, options.n_samples, options.transform_batch)
+        return [_columns(law.get_normalized(key), options.genes) for law in laws]
+    inferred = module.inference(**module._get_inference_input(tensors), n_samples=options.n_samples)
+    given = module._get_generative_input(tensors, inferred)
+    genes_k = torch.from_numpy(options.genes).to(module.device)
+    pairs = [module.scales_of(genes_k, **given, transform_batch=b) for b in options.transform_batch]
+    return [rate if key == "mu" else scale for scale, rate in pairs]
 
 
 def _columns(x: Tensor, genes: np.ndarray | None) -> Tensor:

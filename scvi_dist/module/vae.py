@@ -16,6 +16,8 @@ from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
 from scvi_dist.kernels.choice import kernel_for
 from scvi_dist.kernels.count_loss import Expected, count_loss
+from scvi_dist.kernels.problem import Head
+from scvi_dist.kernels.scales import scales_of
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
 from scvi_dist.module.fused import RECONSTRUCTION_LOSS, Generated, has_kernels, takes
 from scvi_dist.module.library import library_prior, observed_library
@@ -23,6 +25,7 @@ from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.vae_args import VAEArgs
 from scvi_dist.module.vae_networks import VAENetworks
+from scvi_dist.nn.precision import full_precision
 
 
 class VAE(VAENetworks):
@@ -248,6 +251,43 @@ class VAE(VAENetworks):
             kl_local={"kl_divergence_l": kl_l, "kl_divergence_z": kl_z},
             extra_metrics=extra,
         )
+
+    def scales_of(
+        self,
+        genes_k: Tensor,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        y: Tensor | None = None,
+        transform_batch: Tensor | int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Scales and rates of some genes: what :meth:`generative` gives, without the others.
+
+        Parameters
+        ----------
+        genes_k
+            int64 ``[k]``.
+        z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
+            As for :meth:`generative`.
+
+        Returns
+        -------
+        Two tensors ``[n, k]``, or ``[s, n, k]`` for several draws.
+        """
+        if transform_batch is not None:
+            batch_index = torch.ones_like(batch_index) * transform_batch
+        seen = self._with_columns(z, batch_index, cont_covs)
+        hidden = self.decoder.px_decoder(seen, *self._codes(batch_index, cat_covs))
+        head = Head.of(self.decoder.px_scale_decoder[0])
+        flat = full_precision(hidden).flatten(0, -2)
+        scale = scales_of(flat, head, self.decoder.scale_activation, genes_k)
+        scale = scale.unflatten(0, hidden.shape[:-1])
+        log_size = size_factor if self.use_size_factor_key else library
+        assert log_size is not None
+        return scale, torch.exp(log_size) * scale
 
     def decode_mean(self, tensors: Tensors, transform_batch: int | None = None) -> Distribution:
         """The law of the counts at the posterior mean: nothing is drawn.
