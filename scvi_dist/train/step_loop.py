@@ -46,7 +46,7 @@ class StepLoop(_TrainingEpochLoop):
     Parameters
     ----------
     trainer
-        Whose loop it becomes.
+        Whose ``fit_loop.epoch_loop`` it takes the place of.
     ours
         Callbacks that in steps only have ``on_train_batch_end``.
     """
@@ -56,7 +56,6 @@ class StepLoop(_TrainingEpochLoop):
         super().__init__(trainer, min_steps=replaced.min_steps, max_steps=replaced.max_steps)
         self._ours = tuple(ours)
         self._after_step: list[Callable[..., None]] = []
-        trainer.fit_loop.epoch_loop = self
 
     @property
     def is_direct(self) -> bool:
