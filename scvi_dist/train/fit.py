@@ -255,6 +255,7 @@ class _Run:
             enable_model_summary=False,
         )
         loop = StepLoop(trainer, [*ours, *stopping, self.saver])
+        trainer.fit_loop.epoch_loop = loop
         if self.world.size > 1:
             # Lightning would wait for the device in every step to pass on SIGTERM; we look at it
             # where we look at the loss.

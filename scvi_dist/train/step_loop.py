@@ -7,10 +7,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch.optim import Adam, AdamW
 
 from scvi_dist.batch import CellBatch
-from scvi_dist.train.adversary import PairedOptimizers
 
 AFTER_STEP = "on_train_batch_end"
 STEP_HOOKS = (
@@ -46,7 +44,7 @@ class StepLoop(_TrainingEpochLoop):
     Parameters
     ----------
     trainer
-        Whose loop it becomes.
+        Whose ``fit_loop.epoch_loop`` it takes the place of.
     ours
         Callbacks that in steps only have ``on_train_batch_end``.
     """
@@ -56,7 +54,6 @@ class StepLoop(_TrainingEpochLoop):
         super().__init__(trainer, min_steps=replaced.min_steps, max_steps=replaced.max_steps)
         self._ours = tuple(ours)
         self._after_step: list[Callable[..., None]] = []
-        trainer.fit_loop.epoch_loop = self
 
     @property
     def is_direct(self) -> bool:
@@ -69,7 +66,8 @@ class StepLoop(_TrainingEpochLoop):
             and trainer.accumulate_grad_batches == 1
             and not trainer.lr_scheduler_configs
             and getattr(trainer.precision_plugin, "scaler", None) is None
-            and type(trainer.optimizers[0]) in (Adam, AdamW, PairedOptimizers)
+            # One that a user made may want to compute the loss itself, and more than once.
+            and plan.config.optimizer != "Custom"
             and _is_plain(trainer.strategy)
             and not any(_has_own(c, Callback, STEP_HOOKS) for c in foreign)
             and not _has_own(plan, pl.LightningModule, PLAN_METHODS)
