@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "max_epochs": 6,

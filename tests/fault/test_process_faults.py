@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
     "log_every_n_steps": 5,
 }
 WORKERS = RayConfig(num_workers=2, resources_per_worker={"CPU": 1})
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 
 CHILD = f"""
 import sys

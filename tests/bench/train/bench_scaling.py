@@ -183,7 +183,7 @@ def main() -> None:
             rate = batch / times.seconds(ranks, batch)
             cells.append(f"{rate:14,.0f} {rate / ranks / one:8.0%} ")
         print(f"{ranks:>5} {cells[0]:>24} {cells[1]:>24}")
-    print("\nran, on this machine:")
+    print(f"\nran, on this machine (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores):")
     print(f"{1:>5} {ran['one']:14,.0f} {1:8.0%}")
     weak, strong = (ran[name] for name in ("weak", "strong"))
     halves = [f"{rate:14,.0f} {rate / 2 / ran['one']:8.0%} " for rate in (weak, strong)]
