@@ -29,6 +29,7 @@ from scvi_dist.train.fit import fit
 from scvi_dist.train.fit_job import FitJob, FitResult, TrainerExtras
 from scvi_dist.train.local_ray import quiet_ray, start_local_ray
 from scvi_dist.train.progress import OnProgress, TrainProgress
+from scvi_dist.train.ray_address import join_cluster
 from scvi_dist.train.start import starting_point
 
 ANSWER_S = 60.0
@@ -306,7 +307,7 @@ def _connected(config: RayConfig) -> Iterator[bool]:
 def _start(config: RayConfig) -> None:
     if config.address is not None or "RAY_ADDRESS" in os.environ:
         quiet_ray()
-        ray.init(address=config.address, logging_level="ERROR", log_to_driver=False)
+        join_cluster(config.address)
         return
     start_local_ray(config.local_cpus(_cores()))
     _OUR_NODES.add(_node_id())
