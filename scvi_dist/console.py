@@ -6,10 +6,13 @@ On a terminal steps spin and bars move; anywhere else (a log, a pipe) a line com
 import logging
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -25,6 +28,8 @@ SPARSE_S = 15.0
 
 NAME_WIDTH = 12
 """Columns for the name of a step, so that what is said of it stands below each other."""
+
+GIB = 1 << 30
 
 Update = Callable[[float, str], None]
 """Takes the part done, 0 … 1, and a few words."""
@@ -69,6 +74,20 @@ class Display:
         self._clock = clock
         self._lively = self.console.is_terminal and not quiet
         self._busy = False
+        self._log: TextIO | None = None
+
+    @contextmanager
+    def kept_in(self, path: Path) -> Iterator[None]:
+        """All that is told meanwhile is kept in a file, too, with the time before each line."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", buffering=1) as self._log:
+            try:
+                yield
+            except Exception:
+                self._keep(traceback.format_exc())
+                raise
+            finally:
+                self._log = None
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -93,22 +112,25 @@ class Display:
         start = self._clock()
         if self._lively:
             with self._bar(name) as update:
-                yield update, step
+                yield self._sparse(name, update), step
         else:
             yield self._sparse(name), step
         self._done(name, step.said, self._clock() - start)
 
     def note(self, text: str) -> None:
         """A line of information."""
+        self._keep(text)
         if not self._quiet:
             self.console.print(f"  {escape(text)}", style="dim")
 
     def warn(self, text: str) -> None:
         """A line that should be read."""
+        self._keep(f"! {text}")
         self.console.print(f"[yellow]![/yellow] {escape(text)}")
 
     def fail(self, text: str) -> None:
         """Why it did not work."""
+        self._keep(f"error: {text}")
         self.console.print(Text("error: ", style="bold red") + Text(text))
 
     def result(self, title: str, rows: Mapping[str, str], then: str = "") -> None:
@@ -116,6 +138,9 @@ class Display:
 
         Lines are never broken: a path or a command that is cut cannot be copied.
         """
+        self._keep(title)
+        for name, value in rows.items():
+            self._keep(f"  {name}: {value}")
         width = max((len(name) for name in rows), default=0)
         print(f"\n{title}", file=self._results)
         for name, value in rows.items():
@@ -126,7 +151,14 @@ class Display:
         if then:
             print(f"\n{then}", file=self._results)
 
+    def _keep(self, text: str) -> None:
+        if self._log is not None:
+            moment = datetime.now().astimezone().isoformat(timespec="seconds")
+            for line in text.split("\n"):
+                self._log.write(f"{moment} {line}\n")
+
     def _done(self, name: str, said: str, seconds: float) -> None:
+        self._keep(f"{name}: {said} ({_duration(seconds)})" if said else name)
         if self._quiet:
             return
         words = f"{escape(f'{name:<{NAME_WIDTH}}')} {escape(said)}" if said else escape(name)
@@ -154,16 +186,22 @@ class Display:
             finally:
                 self._busy = False
 
-    def _sparse(self, name: str) -> Update:
+    def _sparse(self, name: str, bar: Update | None = None) -> Update:
+        """A line now and then; where a bar moves, only for the log."""
         last = self._clock()
 
         def update(fraction: float, words: str) -> None:
             nonlocal last
             now = self._clock()
-            if not self._quiet and now - last >= SPARSE_S:
-                last = now
-                percent = f"{100 * fraction:.0f} %"
-                self.console.print(f"  {escape(name)}: {percent} {escape(words)}".rstrip())
+            if bar is not None:
+                bar(fraction, words)
+            if now - last < SPARSE_S:
+                return
+            last = now
+            line = f"{name}: {100 * fraction:.0f} % {words}".rstrip()
+            self._keep(line)
+            if bar is None and not self._quiet:
+                self.console.print(f"  {escape(line)}")
 
         return update
 
@@ -179,6 +217,10 @@ def training_words(progress: "TrainProgress") -> str:
         words.append(f"{progress.cells_per_s:,.0f} cells/s")
     if progress.wait_fraction > 0.2:
         words.append(f"{100 * progress.wait_fraction:.0f} % waiting for data")
+    if progress.memory_bytes:
+        words.append(f"{progress.memory_bytes / GIB:.1f} GiB")
+    if progress.gpu_bytes:
+        words.append(f"GPU {progress.gpu_bytes / GIB:.1f} GiB")
     return " · ".join(words)
 
 

@@ -17,6 +17,8 @@ from scvi_dist.errors import ClusterUnreachable, ConfigError, WaitTimeout, did_y
 
 CONNECT_S = 10.0
 """Longest wait for a dashboard to take a connection."""
+ANSWER_S = 60.0
+"""Longest wait for an answer: a package may have to be sent first."""
 RECONNECT_S = 300.0
 """How long a lost connection to the logs is tried again."""
 POLL_S = 1.0
@@ -71,12 +73,7 @@ class ClusterJobs:
         _knock(self.address)
         # Ray prefers these to an address that is given.
         with _without(_ADDRESS, _RAY_ADDRESS), self._asking():
-            from ray.job_submission import JobSubmissionClient
-
-            for name in ("sdk", "dashboard_sdk"):
-                logging.getLogger(f"ray.dashboard.modules.job.{name}").setLevel(logging.WARNING)
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-            self._client: Any = JobSubmissionClient(self.address, headers=_headers())
+            self._client = _new_client(self.address)
 
     def start(
         self,
@@ -244,6 +241,20 @@ def _tail(client: Any, name: str, skip: int) -> Iterator[str]:
                     yield new
         finally:
             runner.run(chunks.aclose())
+
+
+def _new_client(address: str) -> Any:
+    """Ray's client, with a limit to its waits and without its log lines."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": ANSWER_S, **options})
+
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+    return Client(address, headers=_headers())
 
 
 def _checked(address: str | None) -> str:

@@ -20,6 +20,9 @@ STAGES = ("model", "evaluation", "registration", "latent", "predictions", "figur
 
 OWN_ENTRIES = (
     "run.yaml",
+    "plan.json",
+    "environment.json",
+    "logs",
     "job.json",
     "summary.json",
     "model",
@@ -133,6 +136,11 @@ class OutputFolder:
         assert stage in STAGES, stage
         self._state.stages[stage] = dict(notes or {})
         self._save()
+
+    def write_facts(self, plan_json: str, environment_json: str) -> None:
+        """Write ``plan.json`` and ``environment.json``: what goes on now, and with what."""
+        _replace(self.path / "plan.json", plan_json)
+        _replace(self.path / "environment.json", environment_json)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json``."""

@@ -15,12 +15,13 @@ from scvi_dist.config import RunConfig, open_run_store, run_tree
 from scvi_dist.console import Display, training_words
 from scvi_dist.data import AnnDataManager
 from scvi_dist.data.schema import fit_schema
-from scvi_dist.job import results
+from scvi_dist.job import cluster_advice, results
 from scvi_dist.job.models import fit_settings, new_model
 from scvi_dist.job.output_folder import OutputFolder
 from scvi_dist.job.plan import JobPlan, facts_of, in_bytes, plan_run
 from scvi_dist.model.device import resolve_device
-from scvi_dist.tracking import ModelFacts, NullTracker, Tracker
+from scvi_dist.tracking import ModelFacts, NullTracker, Tracker, log_files
+from scvi_dist.tracking.environment import environment_json
 
 MODEL = "model"
 """Name of the logged model."""
@@ -92,6 +93,7 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
         manager = AnnDataManager(store, schema, config.model.name)
         with closing(OutputFolder.claim(config, plan.store_digest)) as folder:
             result = JobResult(dir=folder.path)
+            folder.write_facts(plan.to_json(), environment_json())
             job = _Job(
                 config=config,
                 plan=plan,
@@ -100,19 +102,24 @@ def run_job(config: RunConfig, display: Display | None = None) -> JobResult:
                 display=display,
                 result=result,
             )
-            try:
-                with _recorded(job):
-                    model = _train(job)
-                    _evaluate(job, model)
-                    _register(job, model)
-                    _write_latent(job, model)
-                    _write_predictions(job, model)
-                    _draw(job, model)
-            except _Interrupted:
-                result.interrupted = True
-            result.seconds = time.monotonic() - start
-            _summarise(job)
+            with _told(job):
+                _run_stages(job)
+                result.seconds = time.monotonic() - start
+                _summarise(job)
     return result
+
+
+def _run_stages(job: _Job) -> None:
+    try:
+        with _recorded(job):
+            model = _train(job)
+            _evaluate(job, model)
+            _register(job, model)
+            _write_latent(job, model)
+            _write_predictions(job, model)
+            _draw(job, model)
+    except _Interrupted:
+        job.result.interrupted = True
 
 
 def _train(job: _Job) -> Any:
@@ -135,6 +142,9 @@ def _train(job: _Job) -> Any:
         run_dir=folder.path,
         resume=folder.checkpoints_exist,
     )
+    advice = cluster_advice.of_devices(config, settings.ray)
+    if advice is not None:
+        display.note(advice)
     with display.progress("Training") as (update, step):
         update(0.0, "starting the workers" if settings.ray else "starting")
         fitted = model.fit(
@@ -271,6 +281,14 @@ def _draw(job: _Job, model: Any) -> None:
 
 
 @contextmanager
+def _told(job: _Job) -> Iterator[None]:
+    """What is shown, and what libraries say in this process, is kept in the folder's logs."""
+    logs = job.folder.path / log_files.FOLDER
+    with job.display.kept_in(logs / "run.log"), log_files.library_log(logs / "libraries.log"):
+        yield
+
+
+@contextmanager
 def _recorded(job: _Job) -> Iterator[None]:
     """The job has a tracker meanwhile; its run ends with the status that the job ends with."""
     config, plan, folder, display = job.config, job.plan, job.folder, job.display
@@ -281,11 +299,9 @@ def _recorded(job: _Job) -> Iterator[None]:
     with display.step("MLflow run") as step:
         job.tracker = tracker = Tracker.start_run(config.tracking, folder.path)
         step.say(tracker.run_id[:8] if tracker.ref else "not at all: tracking is off")
-    if config.train.ray.address is not None and "sqlite" in plan.tracking:
-        display.warn(
-            "MLflow writes to a file on this host, which workers on other hosts do not see: "
-            "their metrics are lost. Set tracking.uri to a server."
-        )
+    advice = cluster_advice.of_tracking(config, plan.tracking)
+    if advice is not None:
+        display.warn(advice)
     job.result.where_to_look = tracker.where_to_look()
     tracker.log_params(run_tree(config))
     tracker.log_params({"plan": facts_of(plan)})

@@ -1,6 +1,5 @@
 """The whole training loop of one process; Ray Train's workers run the same."""
 
-import logging
 import signal
 import time
 import warnings
@@ -18,6 +17,7 @@ from scvi_dist.dataloaders.datamodule import CellDataModule
 from scvi_dist.dataloaders.read_plan import PlanConfig
 from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
+from scvi_dist.tracking.log_files import library_log, only_in_files, rank_log
 from scvi_dist.train.callbacks import (
     EarlyStop,
     KeepConstraints,
@@ -100,7 +100,11 @@ def fit(
     if tracker is None:
         tracker = Tracker.attach(job.tracking) if world.is_first else NullTracker()
     try:
-        with _quiet(), handler_restored(signal.SIGTERM):
+        with (
+            library_log(rank_log(job.run_dir, world.rank)),
+            _quiet(),
+            handler_restored(signal.SIGTERM),
+        ):
             run = _Run(job, world, data, tracker, on_progress, extras)
             return run.train(start)
     finally:
@@ -315,19 +319,14 @@ class _Restore(Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log lines and no advice from Lightning."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    """No log lines and no advice from Lightning, but in the log of a run."""
+    with (
+        only_in_files("lightning.pytorch", "lightning.fabric"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")
+        yield
 
 
 def _nothing(*_: Any) -> None:

@@ -23,6 +23,10 @@ class TrainProgress:
     """Cells trained on a second, over all ranks, since this process began."""
     wait_fraction: float = 0.0
     """Share of that time in which rank 0 waited for data."""
+    memory_bytes: int = 0
+    """Resident size of rank 0's process."""
+    gpu_bytes: int = 0
+    """What rank 0 has held of its GPU's memory, at most."""
     epoch_ended: bool = False
     workers: int = 1
     """Ranks that train."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import psutil
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from scvi_dist.batch import CellBatch
@@ -129,9 +131,15 @@ class Report(Callback):
                 steps_per_epoch=self._steps_per_epoch,
                 epoch_step=epoch_step,
                 metrics=dict(metrics),
+                memory_bytes=psutil.Process().memory_info().rss,
+                gpu_bytes=_gpu_bytes(),
                 epoch_ended=epoch_ended,
                 workers=plan.world.size,
                 recovery_s=recovery_s,
                 **self._speed(),
             )
         )
+
+
+def _gpu_bytes() -> int:
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else 0

@@ -47,7 +47,7 @@ cells, folder, address = sys.argv[1:]
 logging.basicConfig(level=logging.WARNING)
 cloudpickle.register_pickle_by_value(training_jobs)
 job = toy_job(cells, job={{"run_dir": folder + "/run", "resume": True}}, **{SETTINGS!r})
-job.module.folder, job.module.pace_s = folder + "/told", {{"1": 0.5}}
+job.module.folder, job.module.pace_s = folder + "/told", {{"1": 1.0}}
 config = RayConfig(
     num_workers=(1, 2),
     resources_per_worker={{"CPU": 1}},

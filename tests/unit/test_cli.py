@@ -24,6 +24,15 @@ OPTIONS = {
     },
     "run": {"-h", "--help", "-q", "--quiet", "--debug", "--keys", "RUN.yaml", "key=value"},
     "plan": {"-h", "--help", "-q", "--quiet", "--debug", "--json", "RUN.yaml", "key=value"},
+    "submit": {
+        *(*COMMON, "RUN.yaml", "key=value", "--address", "--name", "-f", "--follow"),
+        *("--package", "--shared-storage", "--env"),
+    },
+    "jobs": {"-h", "--help"},
+    "jobs list": {*COMMON, "--address", "--json"},
+    "jobs logs": {*COMMON, "--address", "NAME", "-f", "--follow"},
+    "jobs stop": {*COMMON, "--address", "NAME"},
+    "jobs status": {*COMMON, "--address", "NAME", "--json"},
     "store": {"-h", "--help"},
     "store info": {*COMMON, "--json", "--layer", "--option", "URL"},
     "store convert": {*COPY, "--kind", "DST"},
@@ -86,7 +95,7 @@ def test_help_reads_well_everywhere(command: str, capsys, monkeypatch) -> None:
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     assert text.startswith(f"usage: scvi-dist {command}".rstrip())
-    if command not in ("", "store"):
+    if command not in ("", "store", "jobs"):
         assert f"examples:\n  scvi-dist {command}" in text
 
 

@@ -1,6 +1,9 @@
 """Off a terminal: a line for each step, a sparse line for progress, results whole."""
 
 import io
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +104,37 @@ def test_training_is_told_in_a_few_words() -> None:
     assert training_words(progress) == (
         "epoch 3/10 · validation 1,234.6 · loss 1,300.0 · 5,000 cells/s · 40 % waiting for data"
     )
+    measured = replace(progress, memory_bytes=3 << 29, gpu_bytes=10 << 30)
+    assert training_words(measured).endswith(" waiting for data · 1.5 GiB · GPU 10.0 GiB")
+
+
+def tell_all(display: Display, log: Path) -> None:
+    with display.kept_in(log):
+        with display.progress("Trained") as (update, step):
+            update(0.5, "half")
+            step.say("well")
+        display.warn("mind\nthis")
+        display.result("Done", {"folder": "/x"})
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_is_told_is_kept_in_a_file_with_its_time(tmp_path: Path, quiet: bool) -> None:
+    clock = iter(range(0, 1000, 20))
+    display = Display(io.StringIO(), io.StringIO(), quiet=quiet, clock=lambda: next(clock))
+    log = tmp_path / "logs" / "run.log"
+    display.note("before")
+    with pytest.raises(ZeroDivisionError):
+        tell_all(display, log)
+    display.note("after")
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    for moment, _ in lines:
+        assert datetime.fromisoformat(moment).tzinfo is not None
+    told = [text for _, text in lines]
+    assert told[:6] == [
+        *("Trained: 50 % half", "Trained: well (60 s)", "! mind", "this", "Done", "  folder: /x"),
+    ]
+    assert told[6].startswith("Traceback")
+    assert any("ZeroDivisionError" in text for text in told)
+    assert "before" not in told
+    assert "after" not in told
