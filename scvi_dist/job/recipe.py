@@ -4,7 +4,6 @@ Read :func:`run_job` from top to bottom. Each stage notes that it is done; the s
 again goes on with the next one.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ from scvi_dist.config import RunConfig, open_run_store, run_tree
 from scvi_dist.console import Display, training_words
 from scvi_dist.data import AnnDataManager
 from scvi_dist.data.schema import fit_schema
-from scvi_dist.job import results
+from scvi_dist.job import cluster_advice, results
 from scvi_dist.job.models import fit_settings, new_model
 from scvi_dist.job.output_folder import OutputFolder
 from scvi_dist.job.plan import JobPlan, facts_of, in_bytes, plan_run
@@ -143,6 +142,9 @@ def _train(job: _Job) -> Any:
         run_dir=folder.path,
         resume=folder.checkpoints_exist,
     )
+    advice = cluster_advice.of_devices(config, settings.ray)
+    if advice is not None:
+        display.note(advice)
     with display.progress("Training") as (update, step):
         update(0.0, "starting the workers" if settings.ray else "starting")
         fitted = model.fit(
@@ -297,12 +299,9 @@ def _recorded(job: _Job) -> Iterator[None]:
     with display.step("MLflow run") as step:
         job.tracker = tracker = Tracker.start_run(config.tracking, folder.path)
         step.say(tracker.run_id[:8] if tracker.ref else "not at all: tracking is off")
-    on_cluster = config.train.ray.address is not None or "RAY_ADDRESS" in os.environ
-    if on_cluster and "sqlite" in plan.tracking:
-        display.warn(
-            "MLflow writes to a file on this host. Workers on hosts that do not see it lose their "
-            "metrics, and a database on network storage may break: set tracking.uri to a server."
-        )
+    advice = cluster_advice.of_tracking(config, plan.tracking)
+    if advice is not None:
+        display.warn(advice)
     job.result.where_to_look = tracker.where_to_look()
     tracker.log_params(run_tree(config))
     tracker.log_params({"plan": facts_of(plan)})

@@ -55,11 +55,12 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def environment_json() -> str:
-    """Python, platform and every installed distribution with its version."""
+    """Python, platform, where this package is, and every installed distribution's version."""
     installed = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     content = {
         "python": sys.version,
         "platform": platform.platform(),
+        "scvi_dist": str(Path(__file__).parents[1]),
         "packages": dict(sorted(installed.items(), key=lambda item: item[0].lower())),
     }
     return json.dumps(content, indent=1)

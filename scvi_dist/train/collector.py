@@ -96,6 +96,7 @@ class Collector:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lost_s: float | None = None
+        self._began = False
         self._n_saves = self._n_saved = 0
         self._news: list[TrainProgress] = []
         self._failures: list[WorkerFailure] = []
@@ -105,7 +106,8 @@ class Collector:
     def tell(self, news: list[TrainProgress]) -> Orders:
         """Take reports; what the run is to do."""
         self._news.extend(news)
-        self._lost_s = None if news else self._lost_s
+        if news and self._began:
+            self._lost_s = None
         return Orders(self._stop, self._n_saves)
 
     def fail(self, failure: WorkerFailure) -> None:
@@ -115,11 +117,14 @@ class Collector:
 
     def lost(self) -> None:
         """Note that workers have ended; from the first one's end on time is lost."""
+        # Until others begin, what is told comes from those that have ended or are about to.
+        self._began = False
         if self._lost_s is None:
             self._lost_s = self._clock()
 
     def begin(self) -> float | None:
         """Rank 0 has started: seconds that were lost since other workers ended, if some did."""
+        self._began = True
         return None if self._lost_s is None else self._clock() - self._lost_s
 
     def ask_save(self) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 
-def halve(_: object, bucket: dist.GradBucket) -> "torch.futures.Future[Tensor]":
+def halve(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """The mean of a bucket over all ranks, sent as bfloat16.
 
     torch has such a hook, for NCCL only.

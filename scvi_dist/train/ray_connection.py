@@ -9,6 +9,7 @@ import ray
 from scvi_dist.errors import ConfigError
 from scvi_dist.train.configs import RayConfig
 from scvi_dist.train.local_ray import quiet_ray, start_local_ray
+from scvi_dist.train.ray_address import join_cluster
 
 _OUR_NODES: set[str] = set()
 """Nodes of the local Rays that this process has started."""
@@ -30,7 +31,7 @@ def connected(config: RayConfig) -> Iterator[bool]:
 def _start(config: RayConfig) -> None:
     if config.address is not None or "RAY_ADDRESS" in os.environ:
         quiet_ray()
-        ray.init(address=config.address, logging_level="ERROR", log_to_driver=False)
+        join_cluster(config.address)
         return
     start_local_ray(config.local_cpus(n_cores()))
     _OUR_NODES.add(_node_id())

@@ -34,7 +34,6 @@ from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.dataloaders.source import CellSource
 from scvi_dist.dataloaders.split import SplitConfig, split_rows
 from scvi_dist.module import VAE
-from scvi_dist.nn.sync_batch_norm import convert_batch_norm
 from scvi_dist.train.configs import TrainConfig, TrainingPlanConfig, World
 from scvi_dist.train.fit import fit
 from scvi_dist.train.fit_job import FitJob
@@ -146,8 +145,7 @@ def measured(path: str, batch: int, folder: str) -> tuple[Times, dict[str, float
     mp.spawn(rank_main, (path, batch, folder), nprocs=2)
     two = json.loads(Path(folder, "found.json").read_text())
     latency, number = line([float(n) for n in SIZES], two["reduce_s"])
-    synced = convert_batch_norm(job.module)
-    norms = [m for m in synced.modules() if "BatchNorm" in type(m).__name__]
+    norms = [m for m in job.module.modules() if "BatchNorm" in type(m).__name__]
     times = Times(
         step_s=step_s,
         cell_s=cell_s,
@@ -185,7 +183,7 @@ def main() -> None:
             rate = batch / times.seconds(ranks, batch)
             cells.append(f"{rate:14,.0f} {rate / ranks / one:8.0%} ")
         print(f"{ranks:>5} {cells[0]:>24} {cells[1]:>24}")
-    print("\nran, on this machine:")
+    print(f"\nran, on this machine (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores):")
     print(f"{1:>5} {ran['one']:14,.0f} {1:8.0%}")
     weak, strong = (ran[name] for name in ("weak", "strong"))
     halves = [f"{rate:14,.0f} {rate / 2 / ran['one']:8.0%} " for rate in (weak, strong)]

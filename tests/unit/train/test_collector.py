@@ -87,7 +87,8 @@ def test_time_is_lost_from_the_first_end_until_there_is_news_again() -> None:
     now[0] = 15.0
     collector.fail(failure(LOST[0]))
     now[0] = 30.0
-    assert collector.begin() == 20.0
+    collector.tell([TrainProgress(0, 1, 2, None, 4, 2)])
+    assert collector.begin() == 20.0, "news of those that have ended changes nothing"
     assert collector.begin() == 20.0, "the second attempt goes on for the same end"
     collector.tell([TrainProgress(0, 1, 2, None, 4, 2)])
     assert collector.begin() is None

@@ -1,0 +1,291 @@
+"""Several hosts on this machine: runs are sent to them as jobs, stopped, and go on.
+
+Needs root and network namespaces; the hosts are those of ``cluster/local.sh``.
+"""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import scvi_dist
+from scvi_dist import cli
+from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.errors import ClusterUnreachable
+from scvi_dist.job.cluster_jobs import ClusterJobs
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    # Ray's client runs here: its warnings are not ours to refuse.
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+ROOT = Path(scvi_dist.__file__).parents[1]
+SCRIPT = ROOT / "cluster" / "local.sh"
+SECRET = "s3cr3t-that-nobody-may-tell"
+LIMIT_S = 400.0
+OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+EPOCHS, BATCH, CELLS = 150, 128, 1_500
+
+
+@dataclass
+class Hosts:
+    """A running cluster, and what a person's shell would have set."""
+
+    environment: dict[str, str]
+    home: Path
+    network: str
+
+    @property
+    def address(self) -> str:
+        return f"http://{self.network}.1:8265"
+
+    @property
+    def token(self) -> str:
+        return (self.home / "token").read_text().strip()
+
+    def script(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return run([str(SCRIPT), *arguments], self.environment, cwd)
+
+    def scvi_dist(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        own = {"RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
+        command = [sys.executable, "-m", "scvi_dist.cli", *arguments]
+        return run(command, self.environment | own, cwd)
+
+
+def run(
+    command: list[str], environment: dict[str, str], cwd: Path | None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    probe = subprocess.run(
+        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "netns", "list"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
+    # Of this process alone: several checkouts may be tested on one machine.
+    name, network = f"t{os.getpid() % 10**7}", f"10.77.{os.getpid() % 200 + 1}"
+    environment = {k: v for k, v in os.environ.items() if k not in OUTSIDE} | {
+        "SCVI_DIST_LOCAL_NAME": name,
+        "SCVI_DIST_LOCAL_NET": network,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "MLFLOW_TRACKING_TOKEN": SECRET,
+    }
+    made = Hosts(environment, Path("/var/lib/scvi_dist") / name, network)
+    started = made.script("up", "2")
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield made
+    finally:
+        made.script("down")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an atlas and a run file, all of whose paths are relative."""
+    made = tmp_path_factory.mktemp("cluster")
+    simulate_atlas(made / "atlas", n_cells=CELLS, n_genes=120, n_shards=2)
+    content = {
+        "data": {"store": "atlas/atlas.zarr", "batch_key": "batch"},
+        "train": {
+            "workers": 2,
+            "max_epochs": EPOCHS,
+            "batch_size": BATCH,
+            "checkpoint_every_n_steps": 10,
+            "ray": {"placement_strategy": "SPREAD"},
+        },
+        "tracking": {"uri": f"sqlite:///{made}/mlflow.db", "system_metrics_interval_s": 0},
+        "output": {"dir": "out", "latent": False, "figures": False},
+    }
+    (made / "run.yaml").write_text(yaml.safe_dump(content))
+    return made
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def test_hosts_are_apart_and_up_changes_nothing_that_is_up(hosts: Hosts) -> None:
+    before = hosts.script("status")
+    again = hosts.script("up")
+    assert (before.returncode, again.returncode) == (0, 0)
+    assert again.stdout.startswith(before.stdout)
+    seen = {
+        host: hosts.script("run", host, "sh", "-c", "hostname; hostname --all-ip-addresses").stdout
+        for host in ("head", "worker1", "worker2")
+    }
+    assert {host: text.split() for host, text in seen.items()} == {
+        "head": ["head", f"{hosts.network}.1"],
+        "worker1": ["worker1", f"{hosts.network}.2"],
+        "worker2": ["worker2", f"{hosts.network}.3"],
+    }
+
+
+def test_a_job_is_stopped_and_run_goes_on_with_the_same_file(hosts: Hosts, folder: Path) -> None:
+    sent = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    assert sent.returncode == cli.DONE, sent.stderr
+    assert "scvi-dist jobs logs --follow one --address" in sent.stdout
+    wait_for(lambda: any(folder.glob("out/checkpoints/*/manifest.json")), "a checkpoint")
+    stopped = hosts.scvi_dist("jobs", "stop", "one", cwd=folder)
+    assert stopped.returncode == cli.DONE, stopped.stderr
+    assert "one STOPPED" in stopped.stderr
+    assert not (folder / "out" / "model").exists()
+    followed = hosts.scvi_dist("jobs", "logs", "one", "--follow", cwd=folder)
+    assert followed.returncode == cli.INTERRUPTED
+    assert "after a checkpoint" in followed.stdout
+    told = hosts.scvi_dist("jobs", "status", "one", "--json", cwd=folder)
+    assert told.returncode == cli.INTERRUPTED
+    assert json.loads(told.stdout)["metadata"]["output"] == "out"
+    went_on = hosts.script("run", "head", "scvi-dist", "run", "run.yaml", cwd=folder)
+    assert went_on.returncode == cli.DONE, went_on.stderr
+    assert "went on from a checkpoint" in went_on.stderr
+    (status,) = rows(folder, "select status from runs")
+    assert status == ("FINISHED",)
+    steps = rows(folder, "select step from metrics where key = 'elbo_train' order by step")
+    assert len(steps) == len(set(steps)) == EPOCHS
+
+
+def test_a_run_folder_tells_the_run(folder: Path) -> None:
+    out = folder / "out"
+    assert {path.name for path in out.iterdir()} >= {
+        *("run.yaml", "plan.json", "environment.json", "logs", "checkpoints", "model"),
+        *("summary.json", "tracking"),
+    }
+    logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
+    assert set(logs) == {"run.log", "libraries.log", "rank-0.log", "rank-1.log"}
+    assert "Training:" in logs["run.log"]
+    assert "GPU available" in logs["rank-0.log"]
+
+
+def test_a_finished_run_that_is_sent_again_does_nothing(hosts: Hosts, folder: Path) -> None:
+    again = hosts.scvi_dist(
+        "submit",
+        "run.yaml",
+        "--shared-storage",
+        "--follow",
+        "--package",
+        "--name",
+        "two",
+        cwd=folder,
+    )
+    assert again.returncode == cli.DONE, again.stderr
+    assert "this run is finished" in again.stdout
+    # The package that was sent is what ran.
+    environment = json.loads((folder / "out" / "environment.json").read_text())
+    assert "runtime_resources" in environment["scvi_dist"]
+    listed = hosts.scvi_dist("jobs", "list", cwd=folder).stdout.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [["two", "SUCCEEDED"], ["one", "STOPPED"]]
+
+
+def test_the_exit_code_of_a_job_is_that_of_its_run(hosts: Hosts, folder: Path) -> None:
+    wrong = ("data.batch_key=btach", "output.dir=wrong")
+    failed = hosts.scvi_dist(
+        "submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three", cwd=folder
+    )
+    assert failed.returncode == cli.USAGE
+    assert "did you mean 'batch'?" in failed.stdout
+    assert "the job three failed" in failed.stderr
+    taken = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    assert taken.returncode == cli.USAGE
+    assert "give another --name" in taken.stderr
+
+
+def test_without_the_token_nothing_is_told(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*OUTSIDE, "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ClusterUnreachable, match="none was given"):
+        ClusterJobs(hosts.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(ClusterUnreachable, match="is another"):
+        ClusterJobs(hosts.address)
+
+
+def test_secrets_are_nowhere(hosts: Hosts, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*OUTSIDE, "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", hosts.token)
+    jobs = ClusterJobs(hosts.address)
+    told = [repr(jobs._client.get_job_info(facts.name)) for facts in jobs.all()]
+    told += [jobs.job(facts.name).logs() for facts in jobs.all()]
+    assert len(told) == 6
+    for secret in (SECRET, hosts.token):
+        assert not any(secret in text for text in told)
+        assert files_with(secret, folder) == []
+        assert files_with(secret, *hosts.home.glob("*/session_*/logs")) == []
+    # The same search finds what is there.
+    assert files_with(hosts.token, hosts.home) == [hosts.home / "token"]
+
+
+def test_a_host_that_was_lost_comes_back(hosts: Hosts) -> None:
+    assert hosts.script("kill", "worker2").returncode == 0
+    lost = hosts.script("status")
+    assert lost.returncode == 1
+    assert [line.split()[2].rstrip(",") for line in lost.stdout.splitlines()] == [
+        *("up", "up", "down"),
+    ]
+    back = hosts.script("up")
+    assert back.returncode == 0, back.stderr
+    kept = [line for line in lost.stdout.splitlines() if "up" in line]
+    assert back.stdout.splitlines()[:2] == kept
+    assert hosts.script("kill", "worker3").returncode == 1
+
+
+def test_down_leaves_nothing(hosts: Hosts) -> None:
+    name = hosts.environment["SCVI_DIST_LOCAL_NAME"]
+    assert hosts.script("down").returncode == 0
+    for command in (["ip", "netns"], ["ip", "link"], ["ps", "-eo", "args"]):
+        shown = run(command, hosts.environment, None).stdout
+        assert f"{name}-" not in shown
+        assert f"/{name}/" not in shown
+    assert not hosts.home.exists()
+    assert not list(Path("/etc/netns").glob(f"{name}-*"))
+    assert hosts.script("status").returncode == 1
+
+
+def rows(folder: Path, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        return database.execute(query).fetchall()
+
+
+def files_with(text: str, *folders: Path) -> list[Path]:
+    """Files that hold a text, in whatever format."""
+    wanted = text.encode()
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and wanted in path.read_bytes()
+    ]
