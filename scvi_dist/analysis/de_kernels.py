@@ -11,10 +11,13 @@ Axis suffixes: ``t`` tiles, ``r`` draws, ``g`` features of a tile, ``f`` all fea
 import numpy as np
 from numba import njit
 
-_BINS = 512
+_ATTEMPTS = 24
+_FEW_VALUES = 64
+"""Values that are sorted, once all others are known to be smaller or larger."""
 _FEW = 16
 """Pairs whose changes are turned from rows to columns together: a line of the cache."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
+_FINITE = {*_ASSOCIATIVE, "nnan", "ninf"}
 _SQRT_2 = np.float32(1.4142135)
 _TO_LOG2 = np.float32(1.4426950408889634)
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
@@ -182,67 +185,83 @@ def _changes(
             for g in range(width):
                 ratio_i[j * width + g] = (first_rg[r1, g] + add) / (second_rg[r2, g] + add)
         log2_of(bits_i[: n_few * width], mantissa_bits_i, mantissa_i, x_i[: n_few * width])
-        for g in range(width):
-            for j in range(n_few):
+        for j in range(n_few):
+            for g in range(width):
                 x_gq[g, start + j] = x_i[j * width + g]
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@njit(nogil=True, cache=True, fastmath=_FINITE)
 def describe(x_gq: np.ndarray) -> np.ndarray:
     """float64 ``[5, g]``: mean, median, standard deviation, smallest and largest value."""
     n_genes, n_pairs = x_gq.shape
     found = np.empty((5, n_genes))
-    place_q = np.empty(n_pairs, dtype=np.int32)
-    near_q = np.empty(n_pairs, dtype=np.float32)
+    near_q = np.empty(n_pairs + 1, dtype=np.float32)
     for g in range(n_genes):
         x_q = x_gq[g]
         low, high, total, squares = x_q[0], x_q[0], 0.0, 0.0
         shift = np.float64(x_q[0])
         for q in range(n_pairs):
-            low = min(low, x_q[q])
-            high = max(high, x_q[q])
+            low = x_q[q] if x_q[q] < low else low
+            high = x_q[q] if x_q[q] > high else high
+        for q in range(n_pairs):
             d = np.float64(x_q[q]) - shift
             total += d
             squares += d * d
         mean = total / n_pairs
         found[0, g] = mean + shift
-        found[1, g] = _median(x_q, low, high, place_q, near_q)
         found[2, g] = np.sqrt(max(squares / n_pairs - mean * mean, 0.0))
+        found[1, g] = _median(x_q, low, high, mean + shift, found[2, g], near_q)
         found[3, g], found[4, g] = low, high
     return found
 
 
+@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+def _count_below(x_q: np.ndarray, value: np.float32) -> int:
+    below = np.int32(0)
+    for q in range(len(x_q)):
+        below += np.int32(x_q[q] < value)
+    return np.int64(below)
+
+
+@njit(nogil=True, cache=True)
+def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.ndarray) -> int:
+    n_near = 0
+    for q in range(len(x_q)):
+        # Without a branch: half of the values are below, which no processor can foresee.
+        near_q[n_near] = x_q[q]
+        n_near += np.int64(x_q[q] >= lower) & np.int64(x_q[q] < upper)
+    return n_near
+
+
 @njit(nogil=True, cache=True)
 def _median(
-    x_q: np.ndarray, low: float, high: float, place_q: np.ndarray, near_q: np.ndarray
+    x_q: np.ndarray, low: float, high: float, mean: float, std: float, near_q: np.ndarray
 ) -> float:
-    """Exact: the values are counted by bins, and only those of the middle bins sorted."""
+    """Exact: values are counted until few lie between two bounds, and only those are sorted."""
     n_pairs = len(x_q)
-    if not high > low:
-        return np.float64(low)
-    counts = np.zeros(_BINS, dtype=np.int32)
-    per_bin = np.float32((_BINS - 1) / (high - low))
-    start = np.float32(low)
-    for q in range(n_pairs):
-        place_q[q] = np.int32((x_q[q] - start) * per_bin)
-    for q in range(n_pairs):
-        counts[place_q[q]] += 1
     rank_low, rank_high = (n_pairs - 1) // 2, n_pairs // 2
-    before, bin_low = 0, 0
-    while before + counts[bin_low] <= rank_low:
-        before += counts[bin_low]
-        bin_low += 1
-    bin_high, upto = bin_low, before + counts[bin_low]
-    while upto <= rank_high:
-        bin_high += 1
-        upto += counts[bin_high]
-    n_near = 0
-    for q in range(n_pairs):
-        if bin_low <= place_q[q] <= bin_high:
-            near_q[n_near] = x_q[q]
-            n_near += 1
-    near = np.sort(near_q[:n_near])
-    return 0.5 * (np.float64(near[rank_low - before]) + np.float64(near[rank_high - before]))
+    # All values are at least the lower and below the upper bound, which is infinite at first.
+    lower, below, upper, upto = np.float32(low), 0, np.float32(np.inf), n_pairs
+    left, right = mean - 0.2 * std, mean + 0.2 * std
+    for attempt in range(_ATTEMPTS):
+        for guess in (np.float32(left), np.float32(right)):
+            if lower < guess < upper:
+                count = _count_below(x_q, guess)
+                if count <= rank_low:
+                    lower, below = guess, count
+                elif count > rank_high:
+                    upper, upto = guess, count
+        if upto - below <= _FEW_VALUES:
+            break
+        end = min(np.float64(upper), high)
+        width = (end - lower) / (upto - below)
+        middle = lower + width * (rank_low + 1 - below)
+        around = width * _FEW_VALUES / 4
+        if attempt % 3 == 2:
+            middle, around = 0.5 * (lower + end), 0.25 * (end - lower)
+        left, right = middle - around, middle + around
+    near = np.sort(near_q[: _between(x_q, lower, upper, near_q)])
+    return 0.5 * (np.float64(near[rank_low - below]) + np.float64(near[rank_high - below]))
 
 
 @njit(nogil=True, cache=True)
