@@ -23,6 +23,7 @@ def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) ->
     """Losses and derivatives; see :data:`~scvi_dist.kernels.count_loss.Evaluate`."""
     n, n_genes = problem.counts.shape
     block = max(1, min(n, BLOCK_ENTRIES // max(n_genes, 1)))
+    weight_n = weight_n.to(problem.hidden_nh.dtype)
     losses, sizes, hidden = [], [], []
     sums: dict[str, Tensor] = {}
     for first in range(0, n, block):
@@ -63,7 +64,7 @@ class _Cells:
         kept = ~(count_m < EPS) if problem.law.counts == "zinb" else count_m != 0
         return _Cells(
             problem.hidden_nh[first:stop],
-            problem.log_size_n[first:stop, None].exp(),
+            problem.log_size_n[first:stop, None].exp().to(problem.hidden_nh.dtype),
             problem.groups()[first:stop],
             row_m[kept],
             counts.indices[entries][kept].long(),
