@@ -55,6 +55,9 @@ def count_loss(problem: CountProblem, evaluate: Evaluate, expected: Expected) ->
     Any objective may be made of it. One that is not the expected sum is differentiated by
     evaluating everything again.
     """
+    if not torch.is_grad_enabled():
+        weight_n = expected.weights(problem.log_size_n)
+        return evaluate(problem, weight_n, frozenset()).loss_n
     heads = (problem.scale, problem.dropout, problem.dispersion)
     tensors = [problem.hidden_nh, problem.log_size_n, problem.log_theta_tg]
     for head in heads:

@@ -64,7 +64,7 @@ class _Evaluation:
         self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
         n = counts.shape[0]
         self.cells = CellArrays(
-            size=problem.log_size_n.double().exp_().numpy(),
+            size=problem.log_size_n.double().exp().numpy(),
             weight=weight_n.double().numpy(),
             group=problem.groups().numpy(),
             loss=np.empty(n),
@@ -94,7 +94,8 @@ class _Evaluation:
             Scratch(
                 scale=_SPACE.array(f"scale {thread}", (g,), real),
                 slope=_SPACE.array(f"slope {thread}", (g,), real),
-                counts=_SPACE.array(f"counts {thread}", (9, g), np.float64),
+                logits=_SPACE.array(f"logits {thread}", (g,), real),
+                counts=_SPACE.array(f"counts {thread}", (8, g), np.float64),
                 genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
             ),
         )

@@ -81,8 +81,14 @@ def _terms(
     scale_rg = torch.softmax(logits_rg, -1) if is_softmax else F.softplus(logits_rg)
     mu_rg = cells.size_r1 * scale_rg
     dropout_rg = None if problem.dropout is None else problem.dropout.logits(cells.hidden_rh)
+    constant_r1 = torch.zeros_like(cells.size_r1)
     if problem.law.counts == "poisson":
         loss_r, slopes = _poisson(mu_rg, cells)
+        if is_softmax:
+            # The sum of the means does not depend on the logits.
+            constant_r1 = cells.size_r1
+        else:
+            slopes["mu"] += 1
     else:
         theta_rg = _theta(problem, cells)
         loss_r, slopes = _negative_binomial(mu_rg, theta_rg, dropout_rg, cells)
@@ -94,12 +100,14 @@ def _terms(
     slopes = {name: torch.where(used, slope * weight_r1, 0) for name, slope in slopes.items()}
     mu_slope_rg = slopes.pop("mu")
     by_log_rg = torch.where(used, mu_rg, 0) * mu_slope_rg
-    total_r1 = by_log_rg.sum(-1, keepdim=True)
+    total_r1 = by_log_rg.double().sum(-1, keepdim=True).to(mu_rg.dtype)
     if is_softmax:
-        slopes["scale"] = by_log_rg - torch.where(used, scale_rg, 0) * total_r1
+        rest_rg = torch.where(used, cells.size_r1 * mu_slope_rg - total_r1, 0)
+        slopes["scale"] = torch.where(used, scale_rg, 0) * rest_rg
     else:
         slopes["scale"] = mu_slope_rg * cells.size_r1 * torch.sigmoid(logits_rg)
-    return loss_r, slopes | {"log_size": total_r1.squeeze(-1)}
+    constant_r1 = torch.where(used, constant_r1 * weight_r1, 0)
+    return loss_r, slopes | {"log_size": (total_r1 + constant_r1).squeeze(-1)}
 
 
 def _theta(problem: CountProblem, cells: _Cells) -> Tensor:
@@ -112,13 +120,14 @@ def _theta(problem: CountProblem, cells: _Cells) -> Tensor:
 
 
 def _poisson(mu_rg: Tensor, cells: _Cells) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses, and slopes by ``"mu"`` less the 1 that each mean itself contributes."""
     at = (cells.row_m, cells.gene_m)
     x_m = cells.count_m.double()
     mu_m = mu_rg[at].double().clamp(min=torch.finfo(torch.float32).tiny)
     loss_r = mu_rg.sum(-1).double()
     loss_r = loss_r.index_add(0, cells.row_m, torch.lgamma(x_m + 1) - x_m * mu_m.log())
-    slope_rg = torch.ones_like(mu_rg)
-    slope_rg[at] = (1 - x_m / mu_m).to(mu_rg.dtype)
+    slope_rg = torch.zeros_like(mu_rg)
+    slope_rg[at] = (-x_m / mu_m).to(mu_rg.dtype)
     return loss_r.to(mu_rg.dtype), {"mu": slope_rg}
 
 
@@ -134,7 +143,7 @@ def _negative_binomial(
     inverse_rg = 1 / (theta_rg + EPS)
     t_rg = zero_mu_rg * inverse_rg
     growth_rg = torch.log1p(t_rg)
-    mu_slope_rg = theta_rg * inverse_rg / (1 + t_rg)
+    mu_slope_rg = theta_rg / (theta_rg + EPS + zero_mu_rg)
     theta_slope_rg = growth_rg - t_rg * mu_slope_rg
     loss_rg = theta_rg * growth_rg
     slopes = {}

@@ -84,13 +84,15 @@ class Scratch(NamedTuple):
     """``[g]``."""
     slope: np.ndarray
     """``[g]``."""
+    logits: np.ndarray
+    """``[m]``: of extra zeros."""
     counts: np.ndarray
-    """float64 ``[9, m]``: see the names below."""
+    """float64 ``[8, m]``: see the names below."""
     genes: np.ndarray
     """int64 ``[m]``."""
 
 
-_SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _LOGIT, _OUT = range(9)
+_SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _OUT = range(8)
 
 
 @compiled(SUMS)
@@ -129,25 +131,25 @@ def _nb_counts(work: np.ndarray, n: int) -> float:
 
 @compiled(SUMS)
 def _poisson_counts(work: np.ndarray, n: int) -> float:
-    """What counts cost under a Poisson law beyond a zero; its slope takes the place of ``_MU``."""
+    """What counts cost under a Poisson law beyond their mean; the slope of this takes the place
+    of ``_MU``."""
     mus, counts = work[_MU, :n], work[_COUNT, :n]
     loss = 0.0
     for k in range(n):
         mu = mus[k] if mus[k] > _TINY else _TINY
-        loss += mu - counts[k] * log(mu)
-        mus[k] = 1.0 - counts[k] / mu
+        loss -= counts[k] * log(mu)
+        mus[k] = -counts[k] / mu
     return loss
 
 
 @compiled(SUMS)
-def _counted(work: np.ndarray, n: int) -> float:
-    """What it costs that counts are no extra zeros; ``_LOGIT`` becomes the derivative by it."""
-    logits = work[_LOGIT, :n]
+def _counted(logits: np.ndarray) -> float:
+    """What it costs that counts are no extra zeros; the logits become the derivatives by them."""
     loss = 0.0
-    for k in range(n):
-        logit: Any = np.float32(logits[k])
+    for k in range(logits.size):
+        logit = logits[k]
         loss += np.float64(softplus(logit))
-        logits[k] = np.float64(sigmoid(logit))
+        logits[k] = sigmoid(logit)
     return loss
 
 
@@ -322,8 +324,8 @@ def nb_rows(
         loss += _nb_counts(scratch.counts, m)
         if dropout_rg.size:
             for k in range(m):
-                scratch.counts[_LOGIT, k] = dropout[scratch.genes[k]]
-            loss += _counted(scratch.counts, m)
+                scratch.logits[k] = dropout[scratch.genes[k]]
+            loss += _counted(scratch.logits[:m])
         zeros = _nb_dense(scratch, own, factor, weight, theta_sum, dropout)
         cells.loss[n] = loss + zeros[0]
         if not has_slopes:
@@ -335,7 +337,7 @@ def nb_rows(
         _finish(logits, scratch, factor, weight, total / divisor, is_softmax, sums.bias)
         if dropout_rg.size:
             for k in range(m):
-                dropout[scratch.genes[k]] = weight * scratch.counts[_LOGIT, k]
+                dropout[scratch.genes[k]] = weight * scratch.logits[k]
             add_row(dropout, sums.dropout_bias)
         if log_theta_rg.size:
             log_theta_slopes(own.theta, log_theta_rg[r], sums.dispersion_bias)
@@ -359,18 +361,21 @@ def poisson_rows(
         logits = logits_rg[n - first]
         divisor = _scale(logits, scratch.scale, is_softmax)
         factor = cells.size[n] / divisor
-        m, loss = _gather_counts(rows, n, 0.0, factor, nothing, scratch)
-        loss += _poisson_counts(scratch.counts, m)
-        zeros = 0.0
+        mean = 0.0
         for a in range(0, logits.size, STRETCH):
-            zeros += float(sum_row(scratch.scale[a : a + STRETCH]))
-        zeros *= factor
-        cells.loss[n] = loss + zeros
+            mean += float(sum_row(scratch.scale[a : a + STRETCH]))
+        mean *= factor
+        m, loss = _gather_counts(rows, n, 0.0, factor, nothing, scratch)
+        cells.loss[n] = loss + _poisson_counts(scratch.counts, m) + mean
         weight = cells.weight[n] if wants_slopes else 0.0
         if weight == 0.0:
             logits[:] = 0.0
             continue
-        scratch.slope[:] = 1.0
-        total = zeros + _scatter_counts(scratch, m, factor, weight, nothing)
-        cells.size_slope[n] = weight * total
+        scratch.slope[:] = 0.0
+        total = _scatter_counts(scratch, m, factor, weight, nothing)
+        cells.size_slope[n] = weight * (mean + total)
+        if not is_softmax:
+            # The sum of the means of a softmax does not depend on the logits.
+            for g in range(logits.size):
+                scratch.slope[g] += 1.0
         _finish(logits, scratch, factor, weight, total / divisor, is_softmax, sums.bias)
