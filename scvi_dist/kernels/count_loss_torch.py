@@ -203,9 +203,9 @@ def _collect(
     hidden_rh = torch.zeros_like(cells.hidden_rh)
     for name, head in heads.items():
         slope_rg = slopes[name]
-        hidden_rh = torch.addmm(hidden_rh, slope_rg, head.weight_gh)
+        head.seen(hidden_rh).addmm_(slope_rg, head.weight_gh)
         if f"{name}.weight" in wanted:
-            added[f"{name}.weight"] = slope_rg.t() @ cells.hidden_rh
+            added[f"{name}.weight"] = slope_rg.t() @ head.seen(cells.hidden_rh)
         if f"{name}.bias" in wanted:
             added[f"{name}.bias"] = slope_rg.sum(0)
     for key, value in added.items():

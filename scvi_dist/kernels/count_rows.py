@@ -5,7 +5,7 @@ with dispersions of their own, ``m`` counts of a cell.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

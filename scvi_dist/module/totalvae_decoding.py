@@ -128,15 +128,15 @@ class TOTALVAEDecoding(TOTALVAENetworks):
         of all cells and genes. Laws are computed for whoever asks for ``"px"`` or ``"py"``.
         """
         z, batch_index = given["z"], given["batch_index"]
-        columns, codes = self.decoder_input(
-            z, batch_index, given["cont_covs"], given["cat_covs"]
-        )
+        columns, codes = self.decoder_input(z, batch_index, given["cont_covs"], given["cat_covs"])
         units = self.decoder.units(columns, *codes)
         problem = self._count_problem(batch, units, given)
         evaluate = kernel_for(self.device, self.kernel).count_loss
         expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
         py_ = units.proteins
-        py_["r"] = torch.exp(of_group(self.py_r, self._group("protein", batch_index, given["label"])))
+        py_["r"] = torch.exp(
+            of_group(self.py_r, self._group("protein", batch_index, given["label"]))
+        )
         log_efficiency = self.log_efficiency(batch_index)
         outputs = {
             RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),

@@ -55,9 +55,7 @@ def test_what_is_no_number_is_no_number() -> None:
     infinity = np.array([np.inf])
     assert log_of(infinity) == log1p_of(infinity) == np.inf
     # Beyond its range the exponential stays at the ends of it.
-    np.testing.assert_array_equal(
-        exp_of(np.array([-1e9, 1e9])), exp_of(np.array([-708.0, 709.0]))
-    )
+    np.testing.assert_array_equal(exp_of(np.array([-1e9, 1e9])), exp_of(np.array([-708.0, 709.0])))
 
 
 @pytest.mark.parametrize("theta", [1e-10, 1e-6, 0.3, 1.0, 7.5, 40.0, 1e6, 1e12])
