@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from scvi_dist.batch import SparseCounts
 
 N_BASIS = 10
+"""Basis functions of the dispersion."""
 CENTRE = 4.5
 LARGEST_SHIFT = 1e-5
 """Of a centre from its place on an even grid, in steps: a rounding of float32. Its square is taken

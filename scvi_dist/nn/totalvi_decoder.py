@@ -199,8 +199,12 @@ class DecoderTOTALVI(nn.Module):
 
         dropout = _seen(self.sigmoid_decoder, z, codes)
         py_["mixing"] = full_precision(self.py_background_decoder(dropout, *codes))
-        with_codes = (self.px_scale_decoder.with_covariates(x, *codes) for x in (genes, dropout))
-        return DecodedUnits(*with_codes, py_, log_rate_back)
+        return DecodedUnits(
+            genes=self.px_scale_decoder.with_covariates(genes, *codes),
+            dropout=self.px_dropout_decoder_gene.with_covariates(dropout, *codes),
+            proteins=py_,
+            log_rate_back=log_rate_back,
+        )
 
     def genes(
         self, units: DecodedUnits, library_gene: Tensor, zero_inflated: bool = True
