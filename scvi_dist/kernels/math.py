@@ -196,7 +196,8 @@ def _log1p32(x: float) -> Any:
     v = u - _F(1.0)
     lost = (_F(1.0) - (u - v)) + (x - v)
     e = _exponent(u)
-    scale = _power_of_two(-e)
+    # Of large numbers nothing is lost that counts, and 2^-128 is no normal number.
+    scale = _power_of_two(-e if e < _F(64.0) else _F(-64.0))
     y = _log32_core((_mantissa(u) - _F(1.0)) + lost * scale, e)
     y = y if x < _F(_INF) else x
     y = y if x != _F(-1.0) else _F(-_INF)

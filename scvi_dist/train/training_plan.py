@@ -18,6 +18,7 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
 from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.sync_batch_norm import Padding
+from scvi_dist.train.adam import Adam
 from scvi_dist.train.checkpoint import Cursor
 from scvi_dist.train.configs import TrainingPlanConfig, World
 from scvi_dist.train.diagnosis import LossWindow, describe_batch, failure_message
@@ -286,7 +287,7 @@ class TrainingPlan(pl.LightningModule):
         c = self.config
         if c.optimizer_creator is not None and c.optimizer == "Custom":
             return c.optimizer_creator(params)
-        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[c.optimizer]
+        kind = {"Adam": Adam, "AdamW": torch.optim.AdamW}[c.optimizer]
         fused = self._may_fuse or None
         return kind(params, lr=c.lr, eps=c.eps, weight_decay=c.weight_decay, fused=fused)
 
