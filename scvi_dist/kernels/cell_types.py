@@ -8,9 +8,8 @@ Axis suffixes: ``n`` cells, ``g`` genes, ``c`` types, ``m`` markers (pairs of a 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scvi_dist.batch import SparseCounts
+from scvi_dist.kernels import threads
 
 N_BASIS = 10
 """Basis functions of the dispersion."""
@@ -207,13 +207,13 @@ def _pass(
 
 def _run(block: Callable[[int], None], n_blocks: int) -> None:
     """Each block once, on as many threads as torch uses."""
-    n_threads = min(torch.get_num_threads(), n_blocks)
-    if n_threads < 2:
-        for k in range(n_blocks):
+
+    def several(first: int, stop: int) -> None:
+        for k in range(first, stop):
             block(k)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(block, range(n_blocks)))
+
+    parts = threads.cuts(0, n_blocks, threads.n_threads())
+    threads.run([partial(several, *part) for part in parts])
 
 
 def _csr(x: SparseCounts | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
