@@ -38,7 +38,7 @@ def fill_means(
     """The mean of each law."""
     g = len(log_base_g)
     for j in range(g):
-        mu_l[j] = exp(np.float64(log_base_g[j]))
+        mu_l[j] = exp(log_base_g[j])
     for m in range(len(gene_m)):
         mu_l[g + m] = mu_l[gene_m[m]] * factor_m[m]
 

@@ -52,7 +52,7 @@ def take_counts(
     g = len(first_g) - 1
     z = 0
     for entry in range(len(counts)):
-        x, gene = np.float64(counts[entry]), genes[entry]
+        x, gene = counts[entry], genes[entry]
         index = int(x) if 0 <= x < len(lgamma_of) else 0
         constant = lgamma_of[index] if index == x else math.lgamma(x + 1)
         for k in range(first_g[gene] - 1, first_g[gene + 1]):

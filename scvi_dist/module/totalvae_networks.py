@@ -37,10 +37,12 @@ class TOTALVAENetworks(BaseModule):
         self._build()
         self._freeze_unused()
         self._asked_kernel: str | None = None
-        # Each gene's weights side by side: cells then need only those of the genes they have.
-        for layers in (self.encoder.encoder, self.encoder.l_gene_encoder):
-            first = layers.fc_layers[0][0]
-            first.weight.data = column_major(first.weight.data)
+        # Of the encoder: then cells need only the weights of the genes they have. Of the decoder:
+        # products of the gradient are half as fast again where rows are the longer side.
+        stacks = (self.encoder.encoder, self.encoder.l_gene_encoder)
+        first = [layers.fc_layers[0][0] for layers in stacks]
+        for linear in (*first, *self.decoder.gene_heads):
+            linear.weight.data = column_major(linear.weight.data)
 
     def _build(self) -> None:
         """The parts, in scvi-tools' order: a seed then gives the same weights."""
