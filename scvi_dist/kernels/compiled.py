@@ -14,6 +14,17 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Division by zero gives what IEEE 754 says: a check would keep loops out of vector lanes."""
 
 
+_WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def part(
+    fastmath: Iterable[str] = FUSED_MULTIPLY_ADD,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator of a function that only compiled functions call: it is compiled into them."""
+    options = OPTIONS | _WITHOUT_WRAPPERS | {"fastmath": set(fastmath)}
+    return lambda function: njit(**options)(function)
+
+
 def compiled(
     fastmath: Iterable[str] = FUSED_MULTIPLY_ADD,
     *,

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import SUMS, compiled
+from scvi_dist.kernels.compiled import SUMS, compiled, part
 from scvi_dist.kernels.dense_rows import (
     STRETCH,
-    STRETCH_OF_PRODUCTS,
     add_row,
     dispersion_row,
     exp_row,
@@ -95,7 +94,7 @@ class Scratch(NamedTuple):
 _SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _OUT = range(8)
 
 
-@compiled(SUMS)
+@part(SUMS)
 def _nb_counts(work: np.ndarray, n: int) -> float:
     """What counts cost under a negative binomial law, in float64.
 
@@ -129,7 +128,7 @@ def _nb_counts(work: np.ndarray, n: int) -> float:
     return loss
 
 
-@compiled(SUMS)
+@part(SUMS)
 def _poisson_counts(work: np.ndarray, n: int) -> float:
     """What counts cost under a Poisson law beyond their mean; the slope of this takes the place
     of ``_MU``."""
@@ -142,7 +141,7 @@ def _poisson_counts(work: np.ndarray, n: int) -> float:
     return loss
 
 
-@compiled(SUMS)
+@part(SUMS)
 def _counted(logits: np.ndarray) -> float:
     """What it costs that counts are no extra zeros; the logits become the derivatives by them."""
     loss = 0.0
@@ -153,7 +152,7 @@ def _counted(logits: np.ndarray) -> float:
     return loss
 
 
-@compiled()
+@part()
 def _gather_counts(
     rows: Rows,
     row: int,
@@ -187,7 +186,7 @@ def _gather_counts(
     return n, constant
 
 
-@compiled()
+@part()
 def _scatter_counts(
     scratch: Scratch, n: int, factor: float, weight: float, theta_sum: np.ndarray
 ) -> float:
@@ -204,7 +203,7 @@ def _scatter_counts(
     return total
 
 
-@compiled()
+@part()
 def _scale(logits: np.ndarray, scale: np.ndarray, is_softmax: bool) -> float:
     """Fill the scales; what they are to be divided by."""
     if not is_softmax:
@@ -217,7 +216,7 @@ def _scale(logits: np.ndarray, scale: np.ndarray, is_softmax: bool) -> float:
     return total
 
 
-@compiled()
+@part()
 def _finish(
     logits: np.ndarray,
     scratch: Scratch,
@@ -236,7 +235,7 @@ def _finish(
         softplus_slopes(scratch.slope, real(factor * weight), logits, bias_sum)
 
 
-@compiled()
+@part()
 def _nb_dense(
     scratch: Scratch,
     dispersion: Dispersions,
@@ -248,10 +247,9 @@ def _nb_dense(
     """Loss of all zeros, and the sum of mean times slope; without ``theta_sum`` the loss alone."""
     scale, slope = scratch.scale, scratch.slope
     f, w = scale.dtype.type(factor), scale.dtype.type(weight)
-    stretch = STRETCH_OF_PRODUCTS if dropout.size else STRETCH
     loss, total = 0.0, 0.0
-    for a in range(0, scale.size, stretch):
-        b = a + stretch
+    for a in range(0, scale.size, STRETCH):
+        b = a + STRETCH
         s, theta, inverse = scale[a:b], dispersion.theta[a:b], dispersion.inverse[a:b]
         if not theta_sum.size:
             if dropout.size:

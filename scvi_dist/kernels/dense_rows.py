@@ -12,25 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import SUMS, compiled
-from scvi_dist.kernels.math import exp, log, log1p
+from scvi_dist.kernels.compiled import SUMS, part
+from scvi_dist.kernels.math import exp, from_order_bits, log1p, log_of_ratio, order_bits
 
-STRETCH = 512
+STRETCH = 1_024
 """Genes whose losses are added in the row's own precision, before they go to a float64."""
-STRETCH_OF_PRODUCTS = 96
-"""Genes whose factors, between 1/2 and 2, are multiplied: float32 holds 2^127."""
 
 
-@compiled(SUMS | {"nnan"})
+@part()
 def largest(x: np.ndarray) -> Any:
-    """The largest value of a row that is not NaN."""
-    high = x[0]
+    """The largest value of a row; NaN where there is one."""
+    high = order_bits(x[0])
     for i in range(x.size):
-        high = x[i] if x[i] > high else high
-    return high
+        bits = order_bits(x[i])
+        high = bits if bits > high else high
+    return from_order_bits(high)
 
 
-@compiled(SUMS)
+@part(SUMS)
 def exp_row(logits: np.ndarray, high: Any, scale: np.ndarray) -> Any:
     """Fill ``scale`` with ``exp(logits - high)`` and give its sum."""
     total = logits.dtype.type(0.0)
@@ -41,7 +40,7 @@ def exp_row(logits: np.ndarray, high: Any, scale: np.ndarray) -> Any:
     return total
 
 
-@compiled(SUMS)
+@part(SUMS)
 def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
     """Fill ``scale`` with the softplus of the logits, and these with its slope."""
     one, zero = logits.dtype.type(1.0), logits.dtype.type(0.0)
@@ -52,7 +51,7 @@ def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
         logits[i] = (one if x > zero else e) / (one + e)
 
 
-@compiled(SUMS)
+@part(SUMS)
 def dispersion_row(
     log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, ratio: np.ndarray, eps: Any
 ) -> None:
@@ -66,7 +65,7 @@ def dispersion_row(
         log_theta[i] = zero
 
 
-@compiled(SUMS)
+@part(SUMS)
 def nb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
@@ -94,7 +93,7 @@ def nb_zeros(
     return loss, total
 
 
-@compiled(SUMS)
+@part(SUMS)
 def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, factor: Any) -> Any:
     """What zeros cost under a negative binomial law."""
     loss = scale.dtype.type(0.0)
@@ -103,7 +102,7 @@ def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, fa
     return loss
 
 
-@compiled(SUMS)
+@part(SUMS)
 def zinb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
@@ -118,10 +117,10 @@ def zinb_zeros(
     """As :func:`nb_zeros` with extra zeros, whose logits become the derivative by them.
 
     With ``p`` minus the logit and ``v`` this plus the log-probability of a counted zero, the loss
-    is ``softplus(p) - softplus(v)``. The logarithm of its quotients is taken of their product.
+    is ``softplus(p) - softplus(v)``, of which the linear parts are taken out.
     """
     one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
-    loss, total, product = zero, zero, one
+    loss, total = zero, zero
     for i in range(scale.size):
         mu = scale[i] * factor
         t = mu * inverse[i]
@@ -135,36 +134,36 @@ def zinb_zeros(
         by_p = (one + e_v) * both
         sigmoid_p = (one if p > zero else e_p) * by_p
         sigmoid_v = (one if v > zero else e_v) * ((one + e_p) * both)
-        product *= (one + e_v) * by_p
         # Not v - p, which would round by the size of p.
-        loss -= (log_zero if v > zero else -p) if p > zero else zero
+        linear = (log_zero if v > zero else -p) if p > zero else zero
+        loss -= linear + log_of_ratio((one + e_v) * by_p)
         d = sigmoid_v * (ratio[i] * (one / (one + t)))
         slope[i] = d
         total += mu * d
         theta_sum[i] += weight * (sigmoid_v * growth - t * d)
         logits[i] = weight * (sigmoid_v - sigmoid_p)
-    return loss - log(product), total
+    return loss, total
 
 
-@compiled(SUMS)
+@part(SUMS)
 def zinb_zeros_value(
     scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, factor: Any, logits: np.ndarray
 ) -> Any:
     """What zeros cost under a zero-inflated negative binomial law."""
     one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
-    loss, product = zero, one
+    loss = zero
     for i in range(scale.size):
         log_zero = -theta[i] * log1p(scale[i] * factor * inverse[i])
         p = -logits[i]
         v = log_zero + p
         e_p = exp(-p if p > zero else p)
         e_v = exp(-v if v > zero else v)
-        product *= (one + e_v) / (one + e_p)
-        loss -= (log_zero if v > zero else -p) if p > zero else zero
-    return loss - log(product)
+        linear = (log_zero if v > zero else -p) if p > zero else zero
+        loss -= linear + log_of_ratio((one + e_v) / (one + e_p))
+    return loss
 
 
-@compiled(SUMS)
+@part(SUMS)
 def sum_row(x: np.ndarray) -> Any:
     """The sum of a row."""
     total = x.dtype.type(0.0)
@@ -173,7 +172,7 @@ def sum_row(x: np.ndarray) -> Any:
     return total
 
 
-@compiled(SUMS)
+@part(SUMS)
 def softmax_slopes(
     scale: np.ndarray,
     slope: np.ndarray,
@@ -189,7 +188,7 @@ def softmax_slopes(
         bias_sum[i] += value
 
 
-@compiled(SUMS)
+@part(SUMS)
 def softplus_slopes(
     slope: np.ndarray, factor: Any, logits: np.ndarray, bias_sum: np.ndarray
 ) -> None:
@@ -200,14 +199,14 @@ def softplus_slopes(
         bias_sum[i] += value
 
 
-@compiled(SUMS)
+@part(SUMS)
 def add_row(x: np.ndarray, total: np.ndarray) -> None:
     """Add a row to a sum of rows."""
     for i in range(x.size):
         total[i] += x[i]
 
 
-@compiled(SUMS)
+@part(SUMS)
 def log_theta_slopes(theta: np.ndarray, slope: np.ndarray, bias_sum: np.ndarray) -> None:
     """Derivatives by ``log θ`` from those by ``θ``, in place."""
     for i in range(theta.size):

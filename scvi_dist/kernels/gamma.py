@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.compiled import compiled, part
 from scvi_dist.kernels.math import log
 
 MOST_FACTORS = 8.0
@@ -24,7 +24,7 @@ _LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(256.0), 1.0)))
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-@compiled()
+@part()
 def _series(z: float) -> float:
     """``log Γ(z) - (z - 1/2) log z + z - log(2π) / 2``."""
     r = 1.0 / z
@@ -32,7 +32,7 @@ def _series(z: float) -> float:
     return r * (1 / 12 - s * (1 / 360 - s * (1 / 1260 - s * (1 / 1680 - s / 1188))))
 
 
-@compiled()
+@part()
 def _digamma_series(z: float) -> float:
     """``ψ(z) - log z``."""
     r = 1.0 / z
@@ -40,7 +40,7 @@ def _digamma_series(z: float) -> float:
     return -0.5 * r - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132))))
 
 
-@compiled()
+@part()
 def _by_factors(x: float, theta: float) -> tuple[float, float]:
     product, slope = theta, 1.0
     for k in range(1, int(x)):
@@ -50,7 +50,7 @@ def _by_factors(x: float, theta: float) -> tuple[float, float]:
     return log(product), slope / product
 
 
-@compiled()
+@part()
 def _by_series(x: float, theta: float) -> tuple[float, float]:
     value, slope = 0.0, 0.0
     if theta < _SERIES_FROM:

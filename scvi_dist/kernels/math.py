@@ -79,6 +79,42 @@ def _power_of_two(typing_context: Any, n: Any) -> Any:
     return (n(n), generate) if n in _FORMATS else None
 
 
+_INTEGERS = {types.float32: types.int32, types.float64: types.int64}
+_REALS = {integer: real for real, integer in _INTEGERS.items()}
+
+
+def _flipped(builder: Any, bits: Any, integer: Any) -> Any:
+    """The bits of a negative number but for its sign turned over, those of others as they are."""
+    sign = builder.ashr(bits, ir.Constant(integer, integer.width - 1))
+    mask = builder.lshr(sign, ir.Constant(integer, 1))
+    return builder.xor(bits, mask)
+
+
+@intrinsic
+def order_bits(typing_context: Any, x: Any) -> Any:
+    """An integer that is larger for larger ``x``, and largest for NaN.
+
+    The largest of integers is found in vector lanes, that of floats is not.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = _FORMATS[x][0]
+        return _flipped(builder, builder.bitcast(arguments[0], integer), integer)
+
+    return (_INTEGERS[x](x), generate) if x in _FORMATS else None
+
+
+@intrinsic
+def from_order_bits(typing_context: Any, bits: Any) -> Any:
+    """The ``x`` whose :func:`order_bits` these are."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer, real = _FORMATS[_REALS[bits]][:2]
+        return builder.bitcast(_flipped(builder, arguments[0], integer), real)
+
+    return (_REALS[bits](bits), generate) if bits in _REALS else None
+
+
 def _by_type(
     function: Callable[..., Any], float32: Callable[..., Any], float64: Callable[..., Any]
 ) -> None:
@@ -199,6 +235,27 @@ def _log64(x: float) -> float:
 
 
 _by_type(log, _log32, _log64)
+
+
+def log_of_ratio(x: float) -> float:
+    """Natural logarithm to 2 units of a number from 1/2 to 2, at half the cost."""
+    return math.log(x)
+
+
+_ROOT_HALF, _ROOT_TWO = _F(math.sqrt(0.5)), _F(math.sqrt(2.0))
+
+
+def _log_of_ratio32(x: float) -> Any:
+    e = _F(-1.0) if x < _ROOT_HALF else (_F(1.0) if x > _ROOT_TWO else _F(0.0))
+    m = _F(2.0) * x if x < _ROOT_HALF else (_F(0.5) * x if x > _ROOT_TWO else x)
+    return _log32_core(m - _F(1.0), e)
+
+
+def _log_of_ratio64(x: float) -> float:
+    return log(x)
+
+
+_by_type(log_of_ratio, _log_of_ratio32, _log_of_ratio64)
 
 
 def log1p(x: float) -> float:

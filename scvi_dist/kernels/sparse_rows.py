@@ -5,7 +5,7 @@ Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden uni
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import SUMS, compiled
+from scvi_dist.kernels.compiled import SUMS, compiled, part
 from scvi_dist.kernels.math import log1p
 
 
@@ -16,7 +16,7 @@ def log1p_entries(x: np.ndarray, y: np.ndarray) -> None:
         y[i] = log1p(x[i])
 
 
-@compiled(SUMS)
+@part(SUMS)
 def _add_four(total: np.ndarray, rows: tuple[np.ndarray, ...], values: tuple[float, ...]) -> None:
     one, two, three, four = rows
     a, b, c, d = values
@@ -24,7 +24,7 @@ def _add_four(total: np.ndarray, rows: tuple[np.ndarray, ...], values: tuple[flo
         total[k] += (a * one[k] + b * two[k]) + (c * three[k] + d * four[k])
 
 
-@compiled(SUMS)
+@part(SUMS)
 def _add_one(total: np.ndarray, row: np.ndarray, value: float) -> None:
     for k in range(total.size):
         total[k] += value * row[k]

@@ -132,7 +132,7 @@ def move_from_start(*modules: Any) -> None:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if name != "y_prior":
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                    parameter.add_(torch.randn(parameter.shape), alpha=0.1)
 
 
 def run(module: Any, args: dict[str, Any], **loss_kwargs: Any) -> LossOutput:

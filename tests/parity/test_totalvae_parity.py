@@ -179,7 +179,6 @@ def move_from_start(*modules: Any) -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in module.parameters():
-                # Not randn_like, which follows the order in memory.
                 parameter.add_(torch.randn(parameter.shape), alpha=0.05)
             module.encoder.l_gene_mean_encoder.bias.add_(4.5)
             module.encoder.l_gene_var_encoder.bias.sub_(4.0)

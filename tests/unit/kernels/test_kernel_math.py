@@ -28,6 +28,7 @@ CASES = {
     # name: function of float64, arguments, units of the last place
     "exp": (np.exp, SIGNED, 2),
     "log": (np.log, POSITIVE, 2),
+    "log_of_ratio": (np.log, RNG.uniform(0.5, 2.0, 20_000), 2),
     "log1p": (np.log1p, np.concatenate([spread(1e-30, 3e38), RNG.uniform(-0.99, 1, 20_000)]), 2),
     "softplus": (lambda x: np.logaddexp(0, x), SIGNED, 4),
     "sigmoid": (special.expit, SIGNED, 3),
@@ -69,6 +70,7 @@ def test_values_at_the_edges(name: str, dtype: type) -> None:
     edges = {
         "exp": {-math.inf: 0.0, -1e4: 0.0, 0.0: 1.0, 1e4: math.inf, math.inf: math.inf},
         "log": {0.0: -math.inf, 1.0: 0.0, 1e-40: math.log(1e-40), math.inf: math.inf},
+        "log_of_ratio": {0.5: -math.log(2), 1.0: 0.0, 2.0: math.log(2)},
         "log1p": {-1.0: -math.inf, 0.0: 0.0, 1e-40: 1e-40, math.inf: math.inf},
         "softplus": {-math.inf: 0.0, -200.0: 0.0, 0.0: math.log(2), math.inf: math.inf},
         "sigmoid": {-math.inf: 0.0, -1e4: 0.0, 0.0: 0.5, math.inf: 1.0},
@@ -89,6 +91,21 @@ def test_compiled_and_plain_functions_agree() -> None:
     for name, (_, x, _) in CASES.items():
         plain = [getattr(kernel_math, name)(float(value)) for value in x[:50]]
         np.testing.assert_allclose(mapped(name)(x[:50]), plain, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bits_have_the_order_of_the_numbers(dtype: type) -> None:
+    @njit
+    def largest(x: np.ndarray) -> float:
+        high = kernel_math.order_bits(x[0])
+        for value in x:
+            high = max(high, kernel_math.order_bits(value))
+        return kernel_math.from_order_bits(high)
+
+    for values in ([-3.0, -2.0, -1e-30], [-1.0, 0.0], [2.0, 1e30, 5.0], [-math.inf, -1e30]):
+        x = np.array(values, dtype=dtype)
+        assert largest(x) == x.max()
+    assert np.isnan(largest(np.array([1.0, math.nan, math.inf], dtype=dtype)))
 
 
 def exact_differences(x: float, theta: float) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def moved(module: TOTALVAE) -> TOTALVAE:
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
     return module
 
 
