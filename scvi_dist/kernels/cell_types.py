@@ -8,9 +8,8 @@ Axis suffixes: ``n`` cells, ``g`` genes, ``c`` types, ``m`` markers (pairs of a 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scvi_dist.batch import SparseCounts
+from scvi_dist.kernels import threads
 
 N_BASIS = 10
+"""Basis functions of the dispersion."""
 CENTRE = 4.5
 LARGEST_SHIFT = 1e-5
 """Of a centre from its place on an even grid, in steps: a rounding of float32. Its square is taken
@@ -165,19 +166,19 @@ def _pass(
     """
     from scvi_dist.kernels.cell_type_rows import cell_rows
 
+    # In float64, of any input: the loops are compiled once.
     log_base_ng, counts = _array(given.log_base_ng), _csr(x)
     n, g = log_base_ng.shape
-    rho_gc, a_b = _array(given.rho_gc), _array(given.a_b).astype(np.float64)
-    shift_gc = _array(given.shift_gc).astype(np.float64)
+    rho_gc, a_b, shift_gc = _array(given.rho_gc), _array(given.a_b), _array(given.shift_gc)
     gene_m, type_m = np.nonzero(rho_gc)
     first_g = np.concatenate([[0], np.cumsum((rho_gc != 0).sum(1))])
     markers = gene_m, type_m, np.exp(shift_gc[gene_m, type_m]), first_g
     basis = _basis(given.means_b)
     height_b = a_b * basis.height_b
     heights = tuple(height_b), tuple(height_b * basis.shift_b)
-    log_proportion_c = _array(given.log_proportion_c).astype(np.float64)
+    log_proportion_c = _array(given.log_proportion_c)
     log_joint_nc = np.tile(log_proportion_c, (n, 1))
-    grad_base_ng = np.zeros((n if n_real is not None else 0, g), log_base_ng.dtype)
+    grad_base_ng = np.zeros((n if n_real is not None else 0, g))
     n_blocks = -(-n // ROWS_OF_A_BLOCK)
     sums = _Sums.zeros(n_blocks, len(gene_m), len(log_proportion_c))
 
@@ -206,13 +207,13 @@ def _pass(
 
 def _run(block: Callable[[int], None], n_blocks: int) -> None:
     """Each block once, on as many threads as torch uses."""
-    n_threads = min(torch.get_num_threads(), n_blocks)
-    if n_threads < 2:
-        for k in range(n_blocks):
+
+    def several(first: int, stop: int) -> None:
+        for k in range(first, stop):
             block(k)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(block, range(n_blocks)))
+
+    parts = threads.cuts(0, n_blocks, threads.n_threads())
+    threads.run([partial(several, *part) for part in parts])
 
 
 def _csr(x: SparseCounts | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,12 +223,13 @@ def _csr(x: SparseCounts | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, genes = np.nonzero(x_ng)
         indptr = np.searchsorted(rows, np.arange(len(x_ng) + 1))
         return indptr, genes, x_ng[rows, genes]
-    return _array(x.indptr), _array(x.indices), _array(x.data)
+    indptr, genes = x.indptr.numpy(), x.indices.numpy()
+    return indptr.astype(np.int64, copy=False), genes.astype(np.int64, copy=False), _array(x.data)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The values, contiguous; without a copy where they are so already."""
-    return np.ascontiguousarray(tensor.detach().numpy())
+    """The values as float64, contiguous; without a copy where they are so already."""
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float64)
 
 
 @cache

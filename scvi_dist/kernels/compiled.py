@@ -27,6 +27,8 @@ def part(
 
 def compiled(
     fastmath: Iterable[str] = FUSED_MULTIPLY_ADD,
+    *,
+    inlined: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that compiles a function of scalars and arrays.
 
@@ -38,10 +40,13 @@ def compiled(
     fastmath
         What the compiler may do to sums; it reaches the function's own arithmetic, not that of
         the functions it calls.
+    inlined
+        Put the code into each loop that calls it, however long it is: a loop with a call in it has
+        no lanes.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = OPTIONS | {"fastmath": set(fastmath)}
+        options = OPTIONS | {"fastmath": set(fastmath), "forceinline": inlined}
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError as error:

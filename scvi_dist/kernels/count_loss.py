@@ -114,7 +114,13 @@ def _detached(problem: CountProblem, tensors: tuple[Tensor | None, ...]) -> Coun
     """The problem with these tensors, in the order of :data:`INPUTS`, without their graphs."""
     plain = [None if tensor is None else tensor.detach() for tensor in tensors]
     pairs = zip(plain[3::2], plain[4::2], strict=True)
-    heads = [None if w is None or b is None else Head(w, b) for w, b in pairs]
+    firsts = [
+        0 if h is None else h.first for h in (problem.scale, problem.dropout, problem.dispersion)
+    ]
+    heads = [
+        None if w is None or b is None else Head(w, b, first)
+        for (w, b), first in zip(pairs, firsts, strict=True)
+    ]
     assert heads[0] is not None
     return replace(
         problem,

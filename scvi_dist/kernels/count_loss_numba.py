@@ -127,15 +127,15 @@ class _Evaluation:
         mine = {name: block[a - first : b - first] for name, block in blocks.items()}
         hidden_rh = self.hidden_nh[a:b]
         for name, head in self.p.heads:
-            torch.addmm(head.bias_g, hidden_rh, head.weight_gh.t(), out=mine[name])
+            seen_rh = head.seen(hidden_rh)
+            torch.addmm(head.bias_g, seen_rh, head.weight_gh.t(), out=mine[name])
         self._loops(part, blocks, span)
         if "hidden_nh" not in self.wanted:
             return
         slope_rh = self.gradients["hidden_nh"][a:b]
-        torch.mm(mine["scale"], self.p.scale.weight_gh, out=slope_rh)
+        slope_rh.zero_()
         for name, head in self.p.heads:
-            if name != "scale":
-                slope_rh.addmm_(mine[name], head.weight_gh)
+            head.seen(slope_rh).addmm_(mine[name], head.weight_gh)
 
     def _loops(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         flags = self.p.law.scale == "softmax", bool(self.wanted)
@@ -164,16 +164,16 @@ class _Evaluation:
         self, blocks: dict[str, Tensor], rows: tuple[int, int], genes: tuple[int, int]
     ) -> None:
         (first, stop), (a, b) = rows, genes
-        hidden_rh = self.hidden_nh[first:stop]
-        for name, block in blocks.items():
+        for name, head in self.p.heads:
             gradient_gh = self.gradients.get(f"{name}.weight")
             if gradient_gh is None:
                 continue
-            slope_gr = block[:, a:b].t()
+            seen_rh = head.seen(self.hidden_nh[first:stop])
+            slope_gr = blocks[name][:, a:b].t()
             if first:
-                gradient_gh[a:b].addmm_(slope_gr, hidden_rh)
+                gradient_gh[a:b].addmm_(slope_gr, seen_rh)
             else:
-                torch.mm(slope_gr, hidden_rh, out=gradient_gh[a:b])
+                torch.mm(slope_gr, seen_rh, out=gradient_gh[a:b])
 
     def result(self) -> CountResult:
         """The losses, and the gradients that were wanted."""

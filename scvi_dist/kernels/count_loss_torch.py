@@ -23,6 +23,7 @@ def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) ->
     """Losses and derivatives; see :data:`~scvi_dist.kernels.count_loss.Evaluate`."""
     n, n_genes = problem.counts.shape
     block = max(1, min(n, BLOCK_ENTRIES // max(n_genes, 1)))
+    weight_n = weight_n.to(problem.hidden_nh.dtype)
     losses, sizes, hidden = [], [], []
     sums: dict[str, Tensor] = {}
     for first in range(0, n, block):
@@ -63,7 +64,7 @@ class _Cells:
         kept = ~(count_m < EPS) if problem.law.counts == "zinb" else count_m != 0
         return _Cells(
             problem.hidden_nh[first:stop],
-            problem.log_size_n[first:stop, None].exp(),
+            problem.log_size_n[first:stop, None].exp().to(problem.hidden_nh.dtype),
             problem.groups()[first:stop],
             row_m[kept],
             counts.indices[entries][kept].long(),
@@ -202,9 +203,9 @@ def _collect(
     hidden_rh = torch.zeros_like(cells.hidden_rh)
     for name, head in heads.items():
         slope_rg = slopes[name]
-        hidden_rh = torch.addmm(hidden_rh, slope_rg, head.weight_gh)
+        head.seen(hidden_rh).addmm_(slope_rg, head.weight_gh)
         if f"{name}.weight" in wanted:
-            added[f"{name}.weight"] = slope_rg.t() @ cells.hidden_rh
+            added[f"{name}.weight"] = slope_rg.t() @ head.seen(cells.hidden_rh)
         if f"{name}.bias" in wanted:
             added[f"{name}.bias"] = slope_rg.sum(0)
     for key, value in added.items():

@@ -154,8 +154,25 @@ def _exp32(x: float) -> Any:
     return _F(_INF) if x > _EXP_HIGH else y
 
 
+_LN2_HIGH64, _LN2_LOW64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_MAGIC64 = 6755399441055744.0  # 1.5 * 2^52.
+_LOG2_E64 = 1.4426950408889634
+_EXP_LOW64, _EXP_HIGH64 = -708.0, 709.0
+
+
 def _exp64(x: float) -> float:
-    return math.exp(x)
+    within = _EXP_LOW64 if x < _EXP_LOW64 else x
+    within = _EXP_HIGH64 if within > _EXP_HIGH64 else within
+    n = (within * _LOG2_E64 + _MAGIC64) - _MAGIC64
+    r = (within - n * _LN2_HIGH64) - n * _LN2_LOW64
+    # Taylor's series; |r| is at most log(2) / 2.
+    p = (1.6059043836821613e-10 * r + 2.08767569878681e-09) * r + 2.505210838544172e-08
+    p = ((p * r + 2.755731922398589e-07) * r + 2.7557319223985893e-06) * r + 2.48015873015873e-05
+    p = ((p * r + 1.984126984126984e-04) * r + 1.388888888888889e-03) * r + 8.333333333333333e-03
+    p = ((p * r + 4.1666666666666664e-02) * r + 1.6666666666666666e-01) * r + 0.5
+    y = ((p * r + 1.0) * r + 1.0) * _power_of_two(n)
+    y = 0.0 if x < _EXP_LOW64 else y
+    return _INF if x > _EXP_HIGH64 else y
 
 
 _by_type(exp, _exp32, _exp64)
@@ -198,7 +215,6 @@ def _log32(x: float) -> Any:
 _LG1, _LG2, _LG3 = 6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01
 _LG4, _LG5, _LG6 = 2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01
 _LG7 = 1.479819860511658591e-01
-_LN2_HIGH64, _LN2_LOW64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _TINY64, _TWO52 = 2.2250738585072014e-308, 4503599627370496.0
 
 

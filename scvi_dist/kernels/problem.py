@@ -28,19 +28,25 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear layer from hidden units to genes."""
+    """A linear layer from some of the hidden units to genes."""
 
     weight_gh: Tensor
     bias_g: Tensor
+    first: int = 0
+    """Hidden unit that the first column of the weights is for; those after it follow."""
 
     @staticmethod
     def of(linear: nn.Linear) -> "Head":
         """The weights of a layer."""
         return Head(linear.weight, linear.bias)
 
+    def seen(self, hidden_nh: Tensor) -> Tensor:
+        """The hidden units that the weights are for; a view."""
+        return hidden_nh[:, self.first : self.first + self.weight_gh.shape[1]]
+
     def logits(self, hidden_nh: Tensor) -> Tensor:
         """``[n, g]``."""
-        return torch.addmm(self.bias_g, hidden_nh, self.weight_gh.t())
+        return torch.addmm(self.bias_g, self.seen(hidden_nh), self.weight_gh.t())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ Axis suffixes: ``n`` cells, ``p`` proteins, ``k`` kinds of values.
 import math
 
 import numpy as np
-from numba import njit
 
-from scvi_dist.kernels.float64 import LANE, exp, gamma_growth, log, log1p
+from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.gamma_lanes import gamma_growth
+from scvi_dist.kernels.math import exp, log, log1p
 
-LOOP = {**LANE, "forceinline": False}
 EPS = 1e-8
 """Added inside logarithms."""
 BACKGROUND_WEIGHT = 1e-3
@@ -37,14 +37,14 @@ _REC, _BACK = N_VALUES, N_VALUES + 1
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-@njit(**LANE)
+@compiled(inlined=True)
 def softplus_and_slope(x: float) -> tuple[float, float]:
     """``log(1 + e^x)`` and ``1 / (1 + e^-x)``."""
     e = exp(-x if x > 0 else x)
     return (x if x > 0 else 0.0) + log1p(e), (1.0 if x > 0 else e) / (1.0 + e)
 
 
-@njit(**LANE)
+@compiled(inlined=True)
 def nb_terms(y: float, mu: float, theta: float) -> tuple[float, float, float]:
     """Log-probability without what the mean has no part in; derivatives by log mean and ``θ``."""
     padded, total = theta + EPS, theta + mu + EPS
@@ -55,7 +55,7 @@ def nb_terms(y: float, mu: float, theta: float) -> tuple[float, float, float]:
     return value, by_log_mu, by_theta
 
 
-@njit(**LOOP)
+@compiled()
 def lanes(work: np.ndarray, by_rec: float, by_back: float) -> None:
     """Terms of :data:`LANES` proteins, and derivatives in the places of what they are by."""
     for i in range(LANES):
@@ -99,7 +99,7 @@ def lanes(work: np.ndarray, by_rec: float, by_back: float) -> None:
         work[8 * LANES + i] = kl * (1.0 - ratio * ratio - shift * shift) / prior_spread
 
 
-@njit(**LOOP)
+@compiled()
 def protein_rows(
     values_knp: np.ndarray,
     n_real: int,

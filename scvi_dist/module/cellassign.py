@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
+from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.distributions import NegativeBinomial
-from scvi_dist.errors import ConfigError, FieldNotFound, did_you_mean
-from scvi_dist.kernels.cell_types import TypeParameters, TypeTerms, supports
+from scvi_dist.errors import ConfigError
+from scvi_dist.kernels.cell_types import N_BASIS, TypeParameters, TypeTerms, supports
+from scvi_dist.kernels.choice import checked_name
 from scvi_dist.module.base import BaseModule, LossOutput, Tensors, n_real_cells, to_device
+from scvi_dist.module.cellassign_inputs import (
+    check_arguments,
+    counts_of,
+    design_matrix_of,
+    size_factor_of,
+)
 from scvi_dist.module.cellassign_likelihood import Basis, dispersion, type_log_likelihood
 from scvi_dist.module.cellassign_terms import KERNELS
 from scvi_dist.module.vae import VAE
-from scvi_dist.nn import one_hot
 
-N_BASIS = 10
-"""Basis functions of the dispersion."""
 MIN_DELTA = 2.0
 """Least over-expression of a marker, as the exponential of its log: see :meth:`constrain`."""
 CONCENTRATION = 1e-2
@@ -90,7 +94,7 @@ class CellAssignModule(BaseModule):
     ) -> None:
         super().__init__()
         means_b = torch.as_tensor(basis_means, dtype=torch.float32)
-        _check(n_genes, rho, means_b, b_g_0)
+        check_arguments(n_genes, rho, means_b, b_g_0)
         self._adopt(VAE(n_genes))
         self.n_genes, self.n_labels = n_genes, rho.shape[1]
         self.n_batch, self.n_cats_per_cov = n_batch, n_cats_per_cov
@@ -120,10 +124,8 @@ class CellAssignModule(BaseModule):
         return self._kernel or ("numba" if supports(self.basis_means) else "torch")
 
     @kernel.setter
-    def kernel(self, name: str) -> None:
-        if name not in KERNELS:
-            raise ConfigError(f"There is no kernel {name!r}; {did_you_mean(name, KERNELS)}")
-        self._kernel = name
+    def kernel(self, name: str | None) -> None:
+        self._kernel = None if name is None else checked_name(name)
 
     def _adopt(self, unused: VAE) -> None:
         """Take the parts of a VAE as our own, under their names, for the state alone."""
@@ -163,26 +165,14 @@ class CellAssignModule(BaseModule):
             batch_index = torch.full_like(batch_index, transform_batch)
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            "size_factor": _size_factor(tensors),
-            "design_matrix": self._design(tensors),
+            "size_factor": size_factor_of(tensors),
+            "design_matrix": self._design_of(tensors),
             "batch_index": batch_index,
         }
 
-    def _design(self, tensors: Tensors) -> Tensor | None:
-        """``[n, p]``: indicators of the batch, continuous covariates, indicators of the others."""
-        dtype = self.b_g_0.dtype
-        columns = []
-        if self.n_batch:
-            columns.append(one_hot(tensors[REGISTRY_KEYS.BATCH_KEY], self.n_batch, dtype))
-        continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
-        if continuous is not None:
-            columns.append(continuous.to(dtype))
-        codes = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
-        if codes is not None:
-            split = torch.split(codes, 1, dim=1)
-            sizes = self.n_cats_per_cov or ()
-            columns += [one_hot(c, size, dtype) for c, size in zip(split, sizes, strict=True)]
-        return torch.cat(columns, dim=1) if columns else None
+    def _design_of(self, tensors: Tensors) -> Tensor | None:
+        sizes = self.n_cats_per_cov or ()
+        return design_matrix_of(tensors, self.n_batch, sizes, self.b_g_0.dtype)
 
     def log_base(self, size_factor: Tensor, design_matrix: Tensor | None) -> Tensor:
         """``[n, g]``: log mean of a count in a cell of a type that the gene is no marker of."""
@@ -251,8 +241,14 @@ class CellAssignModule(BaseModule):
 
     def _terms(self, tensors: Tensors, n_real: int) -> TypeTerms:
         """What the minibatch says of its cells' types, by the kernel that is in use."""
+        if self.kernel == "numba" and not supports(self.basis_means):
+            raise ConfigError(
+                "The kernel 'numba' computes on a CPU, with ten equally spaced centres of the "
+                f"basis functions; these are {self.basis_means.tolist()} on {self.device}. Set the "
+                "kernel 'torch'."
+            )
         with torch.autocast(self.device.type, enabled=False):
-            given = self._parameters_of_types(_size_factor(tensors), self._design(tensors))
+            given = self._parameters_of_types(size_factor_of(tensors), self._design_of(tensors))
             return KERNELS[self.kernel](counts_of(tensors), given, n_real)
 
     @torch.inference_mode()
@@ -292,7 +288,7 @@ class CellAssignModule(BaseModule):
         generated = {
             "p_x_c": terms.log_joint_nc.to(dtype),
             "gamma": gamma_nc.to(dtype),
-            "s": _size_factor(tensors),
+            "s": size_factor_of(tensors),
             "batch_index": tensors[REGISTRY_KEYS.BATCH_KEY],
         }
         output = self._output(terms.expected, expected_n, **(loss_kwargs or {}))
@@ -364,34 +360,4 @@ class CellAssignModule(BaseModule):
         raise ConfigError(
             "CellAssign has no posterior predictive draws. The law of each count under each type "
             "is given by count_laws()."
-        )
-
-
-def _size_factor(tensors: Tensors) -> Tensor:
-    values = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
-    if values is None:
-        raise FieldNotFound(
-            f"CellAssign needs size factors, but the minibatch has no "
-            f"{REGISTRY_KEYS.SIZE_FACTOR_KEY!r}: name their obs column as size_factor_key when "
-            "the data is set up."
-        )
-    return values
-
-
-def counts_of(tensors: Tensors) -> SparseCounts | Tensor:
-    """The counts as they came, sparse or not."""
-    return tensors.x if isinstance(tensors, CellBatch) else tensors[REGISTRY_KEYS.X_KEY]
-
-
-def _check(n_genes: int, rho: Tensor, means_b: Tensor, b_g_0: Tensor | None) -> None:
-    if rho.dim() != 2 or rho.shape[0] != n_genes or rho.shape[1] < 1:
-        raise ConfigError(
-            f"rho is a table of {n_genes} genes (rows) by cell types (columns); its shape is "
-            f"{list(rho.shape)}."
-        )
-    if means_b.shape != (N_BASIS,):
-        raise ConfigError(f"basis_means holds {N_BASIS} values; its shape is {list(means_b.shape)}")
-    if b_g_0 is not None and b_g_0.shape != (n_genes,):
-        raise ConfigError(
-            f"b_g_0 has a value for each of {n_genes} genes, not {list(b_g_0.shape)}."
         )

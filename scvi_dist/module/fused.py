@@ -30,14 +30,14 @@ def takes(tensors: Tensors, device: torch.device) -> TypeGuard[CellBatch]:
 
 
 class Generated(dict[str, Any]):
-    """Generative outputs without the law of the counts, which is computed for whoever asks."""
+    """Generative outputs without some laws, each of which is computed for whoever asks for it."""
 
-    def __init__(self, outputs: dict[str, Any], law: Callable[[], Any]) -> None:
+    def __init__(self, outputs: dict[str, Any], **laws: Callable[[], Any]) -> None:
         super().__init__(outputs)
-        self._law = law
+        self._laws = laws
 
     def __missing__(self, key: str) -> Any:
-        if key != "px":
+        if key not in self._laws:
             raise KeyError(key)
-        self[key] = self._law()
+        self[key] = self._laws[key]()
         return self[key]

@@ -13,10 +13,17 @@ from torch.distributions import Distribution
 
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS, takes
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.totalvae_args import ProteinBatchMask, TOTALVAEArgs
 from scvi_dist.module.totalvae_decoding import TOTALVAEDecoding
-from scvi_dist.module.totalvae_terms import log_importance_weights, loss_terms
+from scvi_dist.module.totalvae_terms import (
+    PROTEIN_LOSSES,
+    log_importance_weights,
+    loss_terms,
+    own_terms,
+    protein_parameters,
+)
 
 
 class TOTALVAE(TOTALVAEDecoding):
@@ -136,6 +143,34 @@ class TOTALVAE(TOTALVAEDecoding):
             return None
         return self.protein_mask[self.panel_index(tensors).squeeze(-1)]
 
+    def forward(
+        self,
+        tensors: Tensors,
+        get_inference_input_kwargs: dict[str, Any] | None = None,
+        get_generative_input_kwargs: dict[str, Any] | None = None,
+        inference_kwargs: dict[str, Any] | None = None,
+        generative_kwargs: dict[str, Any] | None = None,
+        loss_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+    ) -> tuple[Any, ...]:
+        """As :meth:`BaseModule.forward`; for the loss of sparse counts no laws are built.
+
+        Counts and likelihoods then go through :attr:`kernel`, and the generative outputs are those
+        of :meth:`fused`.
+        """
+        others = (
+            get_inference_input_kwargs,
+            get_generative_input_kwargs,
+            inference_kwargs,
+            generative_kwargs,
+        )
+        tensors = to_device(tensors, self.device)
+        if any(others) or not compute_loss or not takes(tensors, self.device):
+            return super().forward(tensors, *others, loss_kwargs, compute_loss)
+        inferred = self.inference(**self._get_inference_input(tensors))
+        generated = self.fused(tensors, self._get_generative_input(tensors, inferred))
+        return inferred, generated, self.loss(tensors, inferred, generated, **(loss_kwargs or {}))
+
     def loss(
         self,
         tensors: Tensors,
@@ -150,19 +185,25 @@ class TOTALVAE(TOTALVAEDecoding):
         library size: also the proteins' reconstruction, together with ``pro_recons_weight``.
         """
         inferred, generated, n_real = inference_outputs, generative_outputs, n_real_cells(tensors)
-        x, y = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.PROTEIN_EXP_KEY]
-        terms = loss_terms(inferred, generated, x, y, self.measured(tensors))
+        y, measured = tensors[REGISTRY_KEYS.PROTEIN_EXP_KEY], self.measured(tensors)
+        weights = float(kl_weight * pro_recons_weight), float(kl_weight)
+        if RECONSTRUCTION_LOSS in generated:
+            terms = own_terms(inferred, generated)
+            given = protein_parameters(inferred, generated)
+            proteins = PROTEIN_LOSSES[self.kernel](y, measured, given, n_real, weights)
+            terms["reconst_loss_protein"] = proteins.reconstruction_n
+            terms["kl_div_back_pro"] = proteins.penalty_n
+            of_proteins = proteins.objective
+        else:
+            x = tensors[REGISTRY_KEYS.X_KEY]
+            terms = loss_terms(inferred, generated, x, y, measured)
+            of_proteins = weights[0] * terms["reconst_loss_protein"][..., :n_real].sum()
+            of_proteins = of_proteins + weights[1] * terms["kl_div_back_pro"][..., :n_real].sum()
         terms = {name: term[..., :n_real] for name, term in terms.items()}
-        total = (
-            terms["reconst_loss_gene"]
-            + kl_weight * pro_recons_weight * terms["reconst_loss_protein"]
-            + kl_weight * terms["kl_div_z"]
-            + terms["kl_div_l_gene"]
-            + kl_weight * terms["kl_div_back_pro"]
-        )
+        own = terms["reconst_loss_gene"] + kl_weight * terms["kl_div_z"] + terms["kl_div_l_gene"]
         return LossOutput(
             # A batch of padding alone has a loss of zero with a gradient of zeros, not NaN.
-            loss=total.sum() / max(total.numel(), 1),
+            loss=(own.sum() + of_proteins) / max(own.numel(), 1),
             reconstruction_loss={k: v for k, v in terms.items() if k.startswith("reconst")},
             kl_local={k: v for k, v in terms.items() if k.startswith("kl")},
             extra_metrics=self._payload(tensors, inferred["z"], n_real),
@@ -264,7 +305,7 @@ class TOTALVAE(TOTALVAEDecoding):
         x, y = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.PROTEIN_EXP_KEY]
         z = self.noise.rsample(laws["qz"], samples)
         if laws["ql"] is None:
-            self.encoder.pass_over_library(x, samples)
+            self.encoder.pass_over_library(y, samples)
             log_library = None
             library = x.sum(1, keepdim=True).expand(n_samples, -1, -1)
         else:

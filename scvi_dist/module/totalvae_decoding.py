@@ -3,18 +3,26 @@
 Axis suffixes: ``n`` cells, ``g`` genes, ``p`` proteins, ``k`` latent, ``s`` samples.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
-from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
 from scvi_dist.distributions import NegativeBinomialMixture, Normal
 from scvi_dist.errors import FieldNotFound
+from scvi_dist.kernels.choice import kernel_for
+from scvi_dist.kernels.count_loss import Expected, count_loss
+from scvi_dist.kernels.problem import CountProblem, Head, Law
 from scvi_dist.module.base import Tensors
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS, Generated
 from scvi_dist.module.library import library_prior
 from scvi_dist.module.likelihoods import LIKELIHOODS, Decoded
 from scvi_dist.module.totalvae_networks import TOTALVAENetworks, covariate_codes, of_group
+from scvi_dist.nn.partly_frozen import PartlyFrozenLinear
+from scvi_dist.nn.totalvi_decoder import DecodedUnits
 
 
 class TOTALVAEDecoding(TOTALVAENetworks):
@@ -95,9 +103,6 @@ class TOTALVAEDecoding(TOTALVAENetworks):
         log_efficiency = self.log_efficiency(batch_index)
         efficiency = torch.exp(log_efficiency)
         seen = {name: efficiency * py_[name] for name in ("rate_back", "rate_fore")}
-        pl = None
-        if not self.args.observes_library:
-            pl = library_prior(self.library_log_means, self.library_log_vars, batch_index)
         return {
             "px_": px_,
             "py_": py_,
@@ -105,18 +110,86 @@ class TOTALVAEDecoding(TOTALVAENetworks):
             "per_batch_efficiency": efficiency,
             "log_per_batch_efficiency": log_efficiency,
             "log_pro_back_mean": log_pro_back_mean,
-            "px": LIKELIHOODS[self.args.gene_likelihood](
-                Decoded(px_["scale"], px_["rate"], px_["r"], px_["dropout"])
-            ),
-            "py": NegativeBinomialMixture(
-                mu1=seen["rate_back"],
-                mu2=seen["rate_fore"],
-                theta1=py_["r"],
-                mixture_logits=py_["mixing"],
-            ),
-            "pz": Normal(torch.zeros_like(z), torch.ones_like(z)),
-            "pl": pl,
+            "px": self._law_of_genes(px_),
+            "py": _protein_law(py_, efficiency),
+            **self._priors(z, batch_index),
         }
+
+    def _priors(self, z: Tensor, batch_index: Tensor) -> dict[str, Any]:
+        pl = None
+        if not self.args.observes_library:
+            pl = library_prior(self.library_log_means, self.library_log_vars, batch_index)
+        return {"pz": Normal(torch.zeros_like(z), torch.ones_like(z)), "pl": pl}
+
+    def fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
+        """What :meth:`loss` needs of :meth:`generative`, whose arguments are given.
+
+        In place of the law of the genes' counts there is what they cost, computed without arrays
+        of all cells and genes. Laws are computed for whoever asks for ``"px"`` or ``"py"``.
+        """
+        z, batch_index = given["z"], given["batch_index"]
+        columns, codes = self.decoder_input(z, batch_index, given["cont_covs"], given["cat_covs"])
+        units = self.decoder.units(columns, *codes)
+        problem = self._count_problem(batch, units, given)
+        evaluate = kernel_for(self.device, self.kernel).count_loss
+        expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
+        py_ = units.proteins
+        py_["r"] = torch.exp(
+            of_group(self.py_r, self._group("protein", batch_index, given["label"]))
+        )
+        log_efficiency = self.log_efficiency(batch_index)
+        outputs = {
+            RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
+            "py_": py_,
+            "per_batch_efficiency": torch.exp(log_efficiency),
+            "log_per_batch_efficiency": log_efficiency,
+            "log_pro_back_mean": units.log_rate_back,
+            **self._priors(z, batch_index),
+        }
+        return Generated(
+            outputs,
+            px=lambda: self._gene_law(units, given),
+            py=lambda: _protein_law(py_, outputs["per_batch_efficiency"]),
+        )
+
+    def _gene_law(self, units: DecodedUnits, given: dict[str, Any]) -> Distribution:
+        theta, _ = self.dispersions(given["batch_index"], given["label"])
+        size = given["size_factor" if self.args.use_size_factor_key else "library_gene"]
+        px_ = self.decoder.genes(units, size, self.args.gene_likelihood == "zinb")
+        return self._law_of_genes(px_ | {"r": theta})
+
+    def _law_of_genes(self, px_: dict[str, Any]) -> Distribution:
+        decoded = Decoded(px_["scale"], px_["rate"], px_["r"], px_["dropout"])
+        return LIKELIHOODS[self.args.gene_likelihood](decoded)
+
+    def _count_problem(
+        self, batch: CellBatch, units: DecodedUnits, given: dict[str, Any]
+    ) -> CountProblem:
+        """The likelihood of the genes' counts, of which nothing is computed but the units."""
+        assert isinstance(batch.x, SparseCounts), "the caller has looked"
+        scale, dropout = self.decoder.gene_heads
+        law = Law(self.args.gene_likelihood, self.decoder.scale_activation)
+        size = given["size_factor" if self.args.use_size_factor_key else "library_gene"]
+        log_theta_tg, group_n = self.px_r.unsqueeze(0), None
+        if self.px_r.dim() == 2:
+            log_theta_tg = self.px_r.t()
+            group_n = self._group("gene", given["batch_index"], given["label"]).reshape(-1).long()
+        hidden_nh, dropout_head = units.genes, None
+        if law.counts == "zinb":
+            hidden_nh = torch.cat([units.genes, units.dropout], dim=1)
+            dropout_head = replace(_head(dropout), first=units.genes.shape[1])
+        return CountProblem(
+            law=law,
+            counts=batch.x,
+            hidden_nh=hidden_nh,
+            # The logarithm of a float32 would not give back what it was taken of.
+            log_size_n=size.reshape(-1).double().log(),
+            scale=_head(scale),
+            dropout=dropout_head,
+            dispersion=None,
+            log_theta_tg=log_theta_tg,
+            group_n=group_n,
+        )
 
     def get_sample_dispersion(
         self,
@@ -142,18 +215,23 @@ class TOTALVAEDecoding(TOTALVAENetworks):
 
     def dispersions(self, batch_index: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Inverse dispersions of genes, ``[g]`` or ``[n, g]``, and of proteins."""
-        found = []
-        for what, log_theta in (("gene", self.px_r), ("protein", self.py_r)):
-            name = getattr(self.args, f"{what}_dispersion")
-            group = label if name.endswith("label") else batch_index
-            if group is None:
-                raise FieldNotFound(
-                    f"{what}_dispersion is {name!r}, but the minibatch has no "
-                    f"{REGISTRY_KEYS.LABELS_KEY!r}: name the obs column as labels_key when the "
-                    "data is set up."
-                )
-            found.append(torch.exp(of_group(log_theta, group)))
-        return found[0], found[1]
+        genes, proteins = (
+            torch.exp(of_group(log_theta, self._group(what, batch_index, label)))
+            for what, log_theta in (("gene", self.px_r), ("protein", self.py_r))
+        )
+        return genes, proteins
+
+    def _group(self, what: str, batch_index: Tensor, label: Tensor | None) -> Tensor:
+        """Codes ``[n, 1]`` of that by which the dispersions of genes or proteins differ."""
+        name = getattr(self.args, f"{what}_dispersion")
+        group = label if name.endswith("label") else batch_index
+        if group is None:
+            raise FieldNotFound(
+                f"{what}_dispersion is {name!r}, but the minibatch has no "
+                f"{REGISTRY_KEYS.LABELS_KEY!r}: name the obs column as labels_key when the "
+                "data is set up."
+            )
+        return group
 
     def decoder_input(
         self, z: Tensor, batch_index: Tensor, cont_covs: Tensor | None, cat_covs: Tensor | None
@@ -162,3 +240,22 @@ class TOTALVAEDecoding(TOTALVAENetworks):
         if cont_covs is not None:
             z = torch.cat([z, cont_covs.expand(*z.shape[:-1], -1)], dim=-1)
         return z, covariate_codes(batch_index, cat_covs)
+
+
+def _protein_law(py_: dict[str, Tensor], efficiency: Tensor) -> NegativeBinomialMixture:
+    """Of the counts that are seen, at the efficiency of the cell's batch."""
+    return NegativeBinomialMixture(
+        mu1=efficiency * py_["rate_back"],
+        mu2=efficiency * py_["rate_fore"],
+        theta1=py_["r"],
+        mixture_logits=py_["mixing"],
+    )
+
+
+def _head(linear: nn.Linear) -> Head:
+    """The weights of a layer, of which only some may be trained."""
+    weight_gh, bias_g = linear.weight, linear.bias
+    if isinstance(linear, PartlyFrozenLinear):
+        fixed, trained = weight_gh[:, : -linear.n_trained], weight_gh[:, -linear.n_trained :]
+        weight_gh = torch.cat([fixed.detach(), trained], dim=1)
+    return Head(weight_gh, bias_g)

@@ -4,6 +4,7 @@ Axis suffixes: ``n`` cells, ``p`` proteins, ``s`` samples.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.nn import functional as F
 
-from scvi_dist.distributions import Normal
+from scvi_dist.distributions import Normal, log_mixture_nb
+from scvi_dist.kernels.protein_loss import ProteinParameters, ProteinTerms, protein_loss
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS
 
 BACKGROUND_WEIGHT = 1e-3
 """Weight of the term that makes background the first explanation of a protein's counts."""
@@ -53,6 +56,64 @@ def loss_terms(
     }
 
 
+def own_terms(inferred: Outputs, generated: Outputs) -> dict[str, Tensor]:
+    """The terms of :func:`loss_terms` that are not of proteins, where the genes' is known."""
+    kl_z = kl_divergence(inferred["qz"], Normal(0.0, 1.0, validate_args=False)).sum(-1)
+    kl_l = torch.zeros_like(kl_z)
+    if inferred["ql"] is not None:
+        kl_l = kl_divergence(inferred["ql"], generated["pl"]).sum(-1)
+    return {
+        "reconst_loss_gene": generated[RECONSTRUCTION_LOSS],
+        "kl_div_z": kl_z,
+        "kl_div_l_gene": kl_l,
+    }
+
+
+def protein_parameters(inferred: Outputs, generated: Outputs) -> ProteinParameters:
+    """What the counts of proteins follow from."""
+    proteins, prior = generated["py_"], inferred["back_mean_prior"]
+    return ProteinParameters(
+        back_mean=proteins["back_alpha"],
+        back_spread=proteins["back_beta"],
+        log_rate_back=generated["log_pro_back_mean"],
+        fore_scale=proteins["fore_scale"],
+        mixing=proteins["mixing"],
+        theta=proteins["r"],
+        log_efficiency=generated["log_per_batch_efficiency"],
+        prior_mean=prior.loc,
+        prior_spread=prior.scale,
+    )
+
+
+def protein_loss_by_parts(
+    counts_np: Tensor,
+    measured_np: Tensor | None,
+    given: ProteinParameters,
+    n_real: int,
+    weights: tuple[float, float],
+) -> ProteinTerms:
+    """What :func:`~scvi_dist.kernels.protein_loss.protein_loss` gives, on any device."""
+    rate = torch.exp(given.log_efficiency + given.log_rate_back)
+    log_p = log_mixture_nb(
+        counts_np, rate, rate * given.fore_scale, given.theta, None, given.mixing
+    )
+    posterior = Normal(given.back_mean, given.back_spread, validate_args=False)
+    prior = Normal(given.prior_mean, given.prior_spread, validate_args=False)
+    divergence = kl_divergence(posterior, prior)
+    own = _efficiency_and_background(given.log_efficiency, given.mixing)
+    rec_n = where_measured(measured_np, -log_p).sum(-1)
+    penalty_n = where_measured(measured_np, divergence).sum(-1) + own.sum(-1)
+    both_n = weights[0] * rec_n + weights[1] * penalty_n
+    return ProteinTerms(rec_n.detach(), penalty_n.detach(), both_n[:n_real].sum())
+
+
+PROTEIN_LOSSES: dict[str, Callable[..., ProteinTerms]] = {
+    "numba": protein_loss,
+    "torch": protein_loss_by_parts,
+}
+"""By the name that a module's ``kernel`` has."""
+
+
 def _protein_penalty(inferred: Outputs, generated: Outputs, measured: Tensor | None) -> Tensor:
     """What the background rates, the efficiencies and the odds of background cost, ``[n]``.
 
@@ -61,10 +122,14 @@ def _protein_penalty(inferred: Outputs, generated: Outputs, measured: Tensor | N
     that were not measured.
     """
     divergence = kl_divergence(_background_posterior(generated), inferred["back_mean_prior"])
-    log_e = generated["log_per_batch_efficiency"]
-    efficiency = log_e + log_e.square() / 2 + math.log(2 * math.pi) / 2
-    background = -BACKGROUND_WEIGHT * F.logsigmoid(generated["py_"]["mixing"])
-    return where_measured(measured, divergence).sum(-1) + (efficiency + background).sum(-1)
+    log_e, mixing = generated["log_per_batch_efficiency"], generated["py_"]["mixing"]
+    own = _efficiency_and_background(log_e, mixing)
+    return where_measured(measured, divergence).sum(-1) + own.sum(-1)
+
+
+def _efficiency_and_background(log_efficiency: Tensor, mixing: Tensor) -> Tensor:
+    efficiency = log_efficiency + log_efficiency.square() / 2 + math.log(2 * math.pi) / 2
+    return efficiency - BACKGROUND_WEIGHT * F.logsigmoid(mixing)
 
 
 def log_importance_weights(

@@ -210,7 +210,7 @@ class VAE(VAENetworks):
             RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
             **self._priors(z, batch_index),
         }
-        return Generated(outputs, lambda: self.generative(**given)["px"])
+        return Generated(outputs, px=lambda: self.generative(**given)["px"])
 
     def _reconstruction_loss(self, tensors: Tensors, generated: dict[str, Any]) -> Tensor:
         """Minus the log-likelihood of each cell, ``[n]`` or ``[s, n]``."""

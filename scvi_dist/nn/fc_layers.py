@@ -138,6 +138,17 @@ class FCLayers(nn.Module):
                 units = part(units)
         return units
 
+    def with_covariates(
+        self, x: Tensor, *cat_list: Tensor | None, cont: Tensor | None = None
+    ) -> Tensor:
+        """What the first layer sees: ``x`` and the covariates, as for :meth:`forward`."""
+        covariates = self._covariates(x, cat_list, cont)
+        if covariates is None:
+            return x
+        if x.dim() == 3:
+            covariates = covariates.expand(x.shape[0], -1, -1)
+        return torch.cat([x, covariates], dim=-1)
+
     def _covariates(
         self, x: Tensor | SparseColumns, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
     ) -> Tensor | None:

@@ -5,7 +5,7 @@ may have ``s`` in front.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,18 @@ BACKGROUND_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
     "softplus": F.softplus,
 }
+
+
+class DecodedUnits(NamedTuple):
+    """What the genes' heads see, ``[n, h]`` with the covariates, and all that is known besides."""
+
+    genes: Tensor
+    """For the genes' scale."""
+    dropout: Tensor
+    """For the logits of extra zeros."""
+    proteins: dict[str, Tensor]
+    """As :meth:`DecoderTOTALVI.forward` gives it, but for ``scale``."""
+    log_rate_back: Tensor
 
 
 class DecoderTOTALVI(nn.Module):
@@ -110,6 +122,7 @@ class DecoderTOTALVI(nn.Module):
         # The order of scvi-tools: a seed then gives the same weights.
         self.px_decoder = stack()
         self.px_scale_decoder = head(n_output_genes)
+        self.scale_activation = scale_activation
         self.px_scale_activation = SCALE_ACTIVATIONS[scale_activation]()
         self.py_back_decoder = stack()
         self.py_back_mean_log_alpha = head(n_output_proteins)
@@ -156,8 +169,23 @@ class DecoderTOTALVI(nn.Module):
         log background rate
             ``[n, p]``.
         """
+        seen = self.units(z, *cat_list, use_mean=use_mean)
+        px_ = self.genes(seen, library_gene, zero_inflated)
+        py_ = seen.proteins
+        foreground = torch.sigmoid(-py_["mixing"]) * py_["rate_fore"]
+        py_["scale"] = F.normalize(foreground, p=1, dim=-1)
+        return px_, py_, seen.log_rate_back
+
+    def units(self, z: Tensor, *cat_list: Tensor | None, use_mean: bool = False) -> DecodedUnits:
+        """All but the genes' two heads: these make most of the work, and see these units.
+
+        Parameters
+        ----------
+        z, cat_list, use_mean
+            As for :meth:`forward`.
+        """
         codes = self._indicators(z, cat_list)
-        px_ = self._genes(z, library_gene, codes)
+        genes = _seen(self.px_decoder, z, codes)
         py_ = self._background(z, codes)
         log_rate_back = py_["back_alpha"]
         if not use_mean:
@@ -169,19 +197,28 @@ class DecoderTOTALVI(nn.Module):
         py_["fore_scale"] = 1 + full_precision(self.py_fore_scale_decoder(seen, *codes))
         py_["rate_fore"] = py_["rate_back"] * py_["fore_scale"]
 
-        seen = _seen(self.sigmoid_decoder, z, codes)
-        px_["dropout"] = None
-        if zero_inflated:
-            px_["dropout"] = full_precision(self.px_dropout_decoder_gene(seen, *codes))
-        py_["mixing"] = full_precision(self.py_background_decoder(seen, *codes))
-        foreground = torch.sigmoid(-py_["mixing"]) * py_["rate_fore"]
-        py_["scale"] = F.normalize(foreground, p=1, dim=-1)
-        return px_, py_, log_rate_back
+        dropout = _seen(self.sigmoid_decoder, z, codes)
+        py_["mixing"] = full_precision(self.py_background_decoder(dropout, *codes))
+        return DecodedUnits(
+            genes=self.px_scale_decoder.with_covariates(genes, *codes),
+            dropout=self.px_dropout_decoder_gene.with_covariates(dropout, *codes),
+            proteins=py_,
+            log_rate_back=log_rate_back,
+        )
 
-    def _genes(self, z: Tensor, library_gene: Tensor, codes: list[Any]) -> dict[str, Any]:
-        seen = _seen(self.px_decoder, z, codes)
-        scale = self.px_scale_activation(full_precision(self.px_scale_decoder(seen, *codes)))
-        return {"scale": scale, "rate": library_gene * scale}
+    def genes(
+        self, units: DecodedUnits, library_gene: Tensor, zero_inflated: bool = True
+    ) -> dict[str, Any]:
+        """The genes' part of :meth:`forward`."""
+        scale_head, dropout_head = self.gene_heads
+        scale = self.px_scale_activation(full_precision(scale_head(units.genes)))
+        logits = full_precision(dropout_head(units.dropout)) if zero_inflated else None
+        return {"scale": scale, "rate": library_gene * scale, "dropout": logits}
+
+    @property
+    def gene_heads(self) -> tuple[nn.Linear, nn.Linear]:
+        """The layers from units to the logits of the genes' scale and of their extra zeros."""
+        return _head_of(self.px_scale_decoder), _head_of(self.px_dropout_decoder_gene)
 
     def _background(self, z: Tensor, codes: list[Any]) -> dict[str, Tensor]:
         seen = _seen(self.py_back_decoder, z, codes)
@@ -204,6 +241,13 @@ def _seen(stack: FCLayers, z: Tensor, codes: list[Any]) -> Tensor:
     """What the heads of a stack see: its units, and ``z`` itself."""
     hidden = stack(z, *codes)
     return torch.cat([hidden, z.to(hidden.dtype)], dim=-1)
+
+
+def _head_of(layers: FCLayers) -> nn.Linear:
+    """The one layer, which takes units and covariates side by side."""
+    linear = layers.fc_layers[0][0]
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def _known(what: str, name: str, choices: Iterable[str]) -> None:

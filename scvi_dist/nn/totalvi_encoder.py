@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.encoder import Z_TRANSFORMATIONS
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NO_SAMPLES, NoiseStream
@@ -93,11 +94,11 @@ class EncoderTOTALVI(nn.Module):
         self.l_gene_mean_encoder = nn.Linear(n_hidden, 1)
         self.l_gene_var_encoder = nn.Linear(n_hidden, 1)
 
-    def posterior(self, data: Tensor, *cat_list: Tensor | None) -> Normal:
+    def posterior(self, data: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, k]`` of ``z`` before its transformation."""
         return _law(self.encoder(data, *cat_list), self.z_mean_encoder, self.z_var_encoder)
 
-    def library_posterior(self, data: Tensor, *cat_list: Tensor | None) -> Normal:
+    def library_posterior(self, data: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, 1]`` of the log library size of the genes."""
         hidden = self.l_gene_encoder(data, *cat_list)
         return _law(hidden, self.l_gene_mean_encoder, self.l_gene_var_encoder)
@@ -106,18 +107,25 @@ class EncoderTOTALVI(nn.Module):
         """The library size of a draw; a log library size above 15 counts as 15."""
         return torch.exp(log_library.clamp(max=MAX_LOG_LIBRARY))
 
-    def pass_over_library(self, data: Tensor, sample_shape: torch.Size = NO_SAMPLES) -> None:
+    def pass_over_library(self, like_n: Tensor, sample_shape: torch.Size = NO_SAMPLES) -> None:
         """Leave torch's generator where it would be, had the library size been inferred.
 
         scvi-tools infers it in any case, also where it is observed. With noise that is bound to
         cells there is nothing to keep in step with.
+
+        Parameters
+        ----------
+        like_n
+            Any values of the cells, ``[n, ...]``.
+        sample_shape
+            Draws of each cell.
         """
         if self.noise.is_bound:
             return
         n_hidden, dropout_rate = self._mask_shape
         if self.training and dropout_rate > 0 and not sample_shape:
-            self.noise.bernoulli_keep((len(data), n_hidden), dropout_rate, data.device)
-        self.noise.normal_like(data.new_empty(*sample_shape, len(data), 1))
+            self.noise.bernoulli_keep((len(like_n), n_hidden), dropout_rate, like_n.device)
+        self.noise.normal_like(like_n.new_empty(*sample_shape, len(like_n), 1))
 
     def forward(
         self, data: Tensor, *cat_list: Tensor | None

@@ -1,5 +1,6 @@
 """CellAssign's module: its fast sum over genes is the plain one, and takes little memory."""
 
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scvi_dist.batch import CellBatch
+from scvi_dist.batch import CellBatch, SparseCounts
 from scvi_dist.errors import ConfigError, FieldNotFound
 from scvi_dist.module.cellassign import MIN_DELTA, CellAssignModule
 from scvi_dist.module.cellassign_likelihood import SLICE_ENTRIES
+from scvi_dist.module.cellassign_terms import KERNELS
 
 N, G, C = 70, 9, 4
 
@@ -120,6 +123,52 @@ def test_padding_carries_no_loss() -> None:
 
     torch.testing.assert_close(loss(N, 20), loss(N - 20, 0))
     assert loss(3, 3).isfinite()
+
+
+def sparse(batch: dict[str, Any], n_padding: int = 0) -> CellBatch:
+    csr = csr_matrix(batch["X"].numpy())
+    arrays = csr.indptr.astype(np.int64), csr.indices, csr.data
+    counts = SparseCounts(*map(torch.from_numpy, arrays), csr.shape[1])
+    fields = {k: v for k, v in batch.items() if k != "X"}
+    return CellBatch(counts, fields, np.arange(csr.shape[0]), n_padding=n_padding)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_kernel_gives_what_the_parts_give(kernel: str) -> None:
+    """Loss, its terms, outputs, gradients, and the probabilities without a gradient."""
+    module, batch = new_module().double(), sparse(minibatch(dtype=torch.float64), n_padding=7)
+    module.kernel = kernel
+    _, generated, output = module(batch, loss_kwargs={"n_obs": 500})
+    module.zero_grad()
+    output.loss.backward()
+    seen = {k: p.grad.clone() for k, p in module.named_parameters() if p.requires_grad}
+    assert not generated["p_x_c"].requires_grad
+    expected = module.generative(**module._get_generative_input(batch))
+    for name in ("p_x_c", "gamma"):
+        torch.testing.assert_close(generated[name], expected[name].detach(), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(module.type_probabilities(batch), generated["gamma"])
+    terms = module.loss(batch, {}, expected, n_obs=500)
+    for name in ("reconstruction_loss_sum", "kl_global_sum", "loss"):
+        torch.testing.assert_close(getattr(output, name), getattr(terms, name))
+    for name, value in gradients(module, batch, expected).items():
+        if name in seen:
+            atol = 1e-12 * float(value.abs().max())
+            torch.testing.assert_close(seen[name], value, rtol=1e-10, atol=atol)
+
+
+def test_the_kernel_is_chosen_and_can_be_set() -> None:
+    module = new_module()
+    assert module.kernel == "numba"
+    module.basis_means = module.basis_means**2
+    assert module.kernel == "torch"
+    module = new_module()
+    module.kernel = "torch"
+    assert pickle.loads(pickle.dumps(module)).kernel == "torch"
+    with pytest.raises(ConfigError, match="numba"):
+        module.kernel = "numbr"
+    module.kernel, module.basis_means = "numba", module.basis_means**2
+    with pytest.raises(ConfigError, match="equally spaced"):
+        module(minibatch())
 
 
 def test_constraint_bounds_the_over_expression() -> None:

@@ -66,7 +66,7 @@ def test_noise_of_cells_has_no_need_to_pass_over_anything() -> None:
     noise.at(0, 0, 0, N, N)
     first = noise.normal_like(torch.empty(N, K))
     noise.at(0, 0, 0, N, N)
-    encoder.pass_over_library(torch.randn(N, G))
+    encoder.pass_over_library(torch.randn(N, 1))
     assert torch.equal(noise.normal_like(torch.empty(N, K)), first)
 
 
