@@ -177,13 +177,15 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
         )
         labels = store.read_obs([rows_key])[rows_key].astype(str).to_numpy()
         means = mean_enrichment(table, labels).rename_axis(rows_key)
-        best = means.idxmax(axis=1)
+        strongest = means.stack().sort_values(key=np.abs, ascending=False)[:_SHOWN_GROUPS]
         return Found(
             tables={"da": table.rename_axis("cell"), "da_means": means},
             metrics={"da/samples": float(table.shape[1])},
             rows={
                 "samples": f"{table.shape[1]}",
-                "most abundant": "\n".join(f"{row}: {best[row]}" for row in means.index[:12]),
+                "strongest": "\n".join(
+                    f"{value:+.3f}  {row} in {sample}" for (row, sample), value in strongest.items()
+                ),
             },
         )
 
@@ -192,7 +194,7 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
     def draw(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
         from scvi_dist.analysis import result_figures
 
-        label = "log density, less the samples' mean"
+        label = "log density, less means of cell and sample"
         path = folder / "abundance.png"
         return [result_figures.heat_map(tables["da_means"], path, title, label)]
 
@@ -200,8 +202,12 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
 
 
 def mean_enrichment(table: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
-    """Mean over the cells of each label of log densities, less each cell's mean over samples."""
+    """Mean over the cells of each label of log densities, less each cell's and sample's mean.
+
+    What is left is how much more of a label's cells lie where a sample is dense than one expects.
+    """
     centred = table.sub(table.mean(axis=1), axis=0)
+    centred = centred - centred.mean()
     centred.columns = [str(name) for name in centred.columns]
     return centred.groupby(labels).mean()
 
