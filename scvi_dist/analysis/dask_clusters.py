@@ -12,6 +12,7 @@ from scvi_dist.analysis.dask_engine import DaskEngine
 from scvi_dist.analysis.engines import EngineConfig, Executor, count_of, usable_cores
 from scvi_dist.errors import ConfigError, EngineError
 
+_CLOSE_S = 5
 _ONLY_ERRORS = 40
 """Of what Dask's own processes log."""
 
@@ -87,5 +88,8 @@ def _connected(target: Any, config: EngineConfig, **options: Any) -> Iterator[Ex
             f"no Dask scheduler answers at {where} within {config.connect_limit_s:g} s: "
             f"{error}. Is it running, and is the address right?"
         ) from error
-    with client:
+    try:
         yield DaskEngine(client, config)
+    finally:
+        # A scheduler that died would be waited for, twice as long as for one that comes.
+        client.close(timeout=_CLOSE_S)

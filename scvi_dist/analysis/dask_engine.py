@@ -32,7 +32,7 @@ LOOK_S = 5.0
 """How often the driver looks whether scheduler and workers are still there."""
 _TRIES = 3
 """Times that a root is computed again after its results were lost."""
-_LOST = (CancelledError, CommClosedError, TimeoutError, OSError)
+_LOST = (CancelledError, CommClosedError)
 
 
 class DaskEngine:
@@ -94,8 +94,8 @@ class _Run:
 
     def result(self, job: bytes) -> dict[str, np.ndarray]:
         """The finished pass."""
-        with self._client.as_current(), self._scheduler_lives():
-            try:
+        try:
+            with self._client.as_current():
                 with _any_size():
                     self._job: Delayed = self._client.persist(delayed(as_it_is)(job))
                 while not self._fold.is_complete:
@@ -104,10 +104,16 @@ class _Run:
                         self._take(future)
                     self._keep(last=False)
                 return self._finished()
-            finally:
-                self._keep(last=True)
-                with suppress(*_LOST):
-                    self._client.cancel(list(self._waits), force=True)
+        except _LOST as error:
+            raise EngineError(
+                f"the connection to {self._where} was lost while it computed "
+                f"({type(error).__name__}). Start it again and repeat the call{self._goes_on}."
+            ) from error
+        except BaseException:
+            self._client.cancel(list(self._waits), force=True)
+            raise
+        finally:
+            self._keep(last=True)
 
     def _keep(self, last: bool) -> None:
         if self._sums is not None:
@@ -118,6 +124,8 @@ class _Run:
 
     def _give_out(self) -> None:
         """Let workers have something to do, but not more than what they do next."""
+        if self._next == self._fold.tree.n_roots:
+            return
         n_threads = max(sum(self._client.nthreads().values()), 1)
         window = 1 + -(-2 * n_threads // self._graph.tasks_per_root)
         while self._next < min(self._fold.n_done + window, self._fold.tree.n_roots):
@@ -225,17 +233,6 @@ class _Run:
     @property
     def _goes_on(self) -> str:
         return "" if self._sums is None else f"; it goes on from {self._sums.path}"
-
-    @contextmanager
-    def _scheduler_lives(self) -> Iterator[None]:
-        """Within it, a lost scheduler is an error that says so."""
-        try:
-            yield
-        except (CancelledError, CommClosedError) as error:
-            raise EngineError(
-                f"the connection to {self._where} was lost while it computed "
-                f"({type(error).__name__}). Start it again and repeat the call{self._goes_on}."
-            ) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import cell_passes as cp
 import cloudpickle
 import h5py
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
@@ -210,3 +211,32 @@ def _kill_once_kept(scheduler: subprocess.Popen[bytes], folder: Path) -> None:
     cp.comes(lambda: list((folder / "sums").glob("*.npz")))
     cp.comes((folder / "waiting").exists)
     scheduler.kill()
+
+
+def test_differential_expression_survives_the_death_of_a_worker(
+    client: Client, path: Path, module: VAE, tmp_path: Path
+) -> None:
+    model = cp.model_of(path)
+    for estimator in ("full", "sample"):
+        how = {"groupby": "batch", "estimator": estimator, "mode": "change", "seed": 3}
+        want = model.differential_expression(dask=_cut(run_here), **how)
+        (tmp_path / estimator).mkdir()
+        with resolve_executor(client, EngineConfig(**LIMITS)) as executor:
+            kills = _killing(_cut(executor), str(tmp_path / estimator))
+            found = model.differential_expression(dask=kills, **how)
+        assert (tmp_path / estimator / "seen").exists()
+        pd.testing.assert_frame_equal(found, want, check_exact=True)
+
+
+def _cut(executor: Any) -> Any:
+    """The executor, with many small parts."""
+    return lambda cell_pass, module, cells, parts=None: executor(cell_pass, module, cells, PARTS)
+
+
+def _killing(executor: Any, folder: str) -> Any:
+    """The executor, of whose workers one dies in the middle of a pass."""
+
+    def run(cell_pass: Any, module: Any, cells: Any, parts: Any = None) -> Any:
+        return executor(cp.Deadly(cell_pass, folder), module, cells, parts)
+
+    return run
