@@ -16,6 +16,9 @@ COMMON = ("-h", "--help", "-q", "--quiet", "--debug")
 COPY = (
     *(*COMMON, "SRC", "--layer", "--layout", "--chunk-rows", "--codec", "--overwrite", "--option"),
 )
+ANALYSIS = (
+    *(*COMMON, "MODEL", "STORE", "--out", "--dask", "--filter", "--seed", "--tracking", "--option"),
+)
 OPTIONS = {
     "": {"-h", "--help", "--version"},
     "demo": {
@@ -24,6 +27,12 @@ OPTIONS = {
     },
     "run": {"-h", "--help", "-q", "--quiet", "--debug", "--keys", "RUN.yaml", "key=value"},
     "plan": {"-h", "--help", "-q", "--quiet", "--debug", "--json", "RUN.yaml", "key=value"},
+    "de": {
+        *(*ANALYSIS, "--groupby", "--group1", "--group2", "--mode", "--estimator", "--delta"),
+        *("--batch-correction", "--fdr"),
+    },
+    "da": {*ANALYSIS, "--sample-key", "--groupby", "--cells-posterior"},
+    "ppc": {*ANALYSIS, "--metrics", "--n-samples", "--groupby", "--cells", "--modality"},
     "store": {"-h", "--help"},
     "store info": {*COMMON, "--json", "--layer", "--option", "URL"},
     "store convert": {*COPY, "--kind", "DST"},
