@@ -117,29 +117,35 @@ class ThreadEngine:
                     except (MemoryError, torch.OutOfMemoryError) as error:
                         cuts.split(number, str(error) or "out of memory")
 
-        def results() -> Iterator[tuple[int, Partial]]:
-            one_here = self.results_bytes is not None or n_threads <= 1
-            left, n_more = numbers, n_threads
-            if one_here and numbers:
-                partial = compute(numbers[0])
-                left, n_more = numbers[1:], self._fitting(n_threads, partial)
-                yield numbers[0], partial
-                del partial
-            if n_more <= 1:
-                for number in left:
-                    yield number, compute(number)
-                return
-            modules.copy(n_more - 1)
-            yield from _as_they_end(compute, left, n_more, self.config.part_limit_s)
-
         n_cells = plan.parts[first - 1][1] if first else 0
-        for number, partial in results():
+        for number, partial in self._results(compute, numbers, n_threads, modules):
             n_cells += plan.parts[number][1] - plan.parts[number][0]
             if cells.config.on_progress is not None:
                 cells.config.on_progress(n_cells, plan.n_cells)
             yield number, partial
             # It may have been merged into another; the next one needs the memory.
             del partial
+
+    def _results(
+        self,
+        compute: Callable[[int], Partial],
+        numbers: range,
+        n_threads: int,
+        modules: "_Modules",
+    ) -> Iterator[tuple[int, Partial]]:
+        """Results of all numbers; the first one may decide how many threads there are."""
+        if numbers and (self.results_bytes is not None or n_threads <= 1):
+            partial = compute(numbers[0])
+            n_threads = self._fitting(n_threads, partial)
+            yield numbers[0], partial
+            del partial
+            numbers = numbers[1:]
+        if n_threads <= 1:
+            for number in numbers:
+                yield number, compute(number)
+            return
+        modules.copy(n_threads - 1)
+        yield from _as_they_end(compute, numbers, n_threads, self.config.part_limit_s)
 
     def _fitting(self, n_threads: int, partial: Partial) -> int:
         """So many threads, or as many as have room for results like this one."""
