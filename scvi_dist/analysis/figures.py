@@ -87,14 +87,14 @@ def loss_curves(history: History, path: str | os.PathLike[str], title: str = "")
         )
     n_columns = min(2, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    figure = _new_figure(6.0 * n_columns, 3.6 * n_rows + 0.5)
+    figure = new_figure(6.0 * n_columns, 3.6 * n_rows + 0.5)
     for index, (name, unit, curves) in enumerate(panels):
         axes = figure.add_subplot(n_rows, n_columns, index + 1)
         _draw_curves(axes, curves)
         axes.set_title(name, loc="left", fontsize=12, color=INK)
         axes.set_ylabel(unit, fontsize=10, color=INK)
         axes.set_xlabel("epoch", fontsize=10, color=INK)
-    return _write(figure, path, title)
+    return write_figure(figure, path, title)
 
 
 def latent_map(
@@ -119,13 +119,13 @@ def latent_map(
     seed
         Of the order in which cells are drawn: no label lies on top of another as a whole.
     """
-    figure = _new_figure(6.6 * len(colour_by), 6.9)
+    figure = new_figure(6.6 * len(colour_by), 6.9)
     order = np.random.default_rng(seed).permutation(len(position_n2))
     for index, (heading, labels) in enumerate(colour_by.items()):
         axes = figure.add_subplot(1, len(colour_by), index + 1)
         _draw_cells(axes, position_n2, np.asarray(labels).astype(str), order)
         axes.set_title(heading, loc="left", fontsize=13, color=INK)
-    return _write(figure, path, title)
+    return write_figure(figure, path, title)
 
 
 def layout(latent_nk: np.ndarray, seed: int = 0, max_iter: int = 500) -> np.ndarray:
@@ -191,7 +191,7 @@ def _draw_curves(axes: "Axes", curves: list[Curve]) -> None:
     axes.grid(axis="y", color="#e8e8e8", lw=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=10)
-    _strip(axes, ("top", "right"))
+    strip_spines(axes, ("top", "right"))
 
 
 def _draw_cells(axes: "Axes", position_n2: np.ndarray, labels: np.ndarray, order: Any) -> None:
@@ -207,7 +207,7 @@ def _draw_cells(axes: "Axes", position_n2: np.ndarray, labels: np.ndarray, order
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.04)
-    _strip(axes, ("top", "right", "bottom", "left"))
+    strip_spines(axes, ("top", "right", "bottom", "left"))
     entries = list(colour_of.items())
     if not few:
         # So many colours cannot be told apart by everybody: numbers say it too.
@@ -249,7 +249,7 @@ def _legend(axes: "Axes", entries: Sequence[tuple[str, str]]) -> None:
     )
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """A figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -260,7 +260,8 @@ def _new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _write(figure: "Figure", path: str | os.PathLike[str], title: str) -> Path:
+def write_figure(figure: "Figure", path: str | os.PathLike[str], title: str) -> Path:
+    """Write a PNG whole or not at all; the file."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
     target = Path(path)
@@ -271,7 +272,8 @@ def _write(figure: "Figure", path: str | os.PathLike[str], title: str) -> Path:
     return target
 
 
-def _strip(axes: "Axes", sides: Sequence[str]) -> None:
+def strip_spines(axes: "Axes", sides: Sequence[str]) -> None:
+    """Take sides of the frame away, and quieten the ticks."""
     for side in sides:
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=QUIET, labelsize=9, labelcolor=INK)
