@@ -43,8 +43,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
     CV_GENE: (
         "Variation of each gene over cells",
         (
-            "Standard deviation over mean of a gene's counts, over all cells. A model that explains "
-            "the data puts its genes on the diagonal; below it, its counts vary too little."
+            "Standard deviation over mean of a gene's counts, over all cells. A model that "
+            "explains the data puts its genes on the diagonal; below it, its counts vary too "
+            "little."
         ),
     ),
     CV_CELL: (
@@ -54,24 +55,25 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ZERO_FRACTION: (
         "Zeros of each gene",
         (
-            "Share of cells in which a gene has no count. Above the diagonal the model draws too many "
-            "zeros."
+            "Share of cells in which a gene has no count. Above the diagonal the model draws too "
+            "many zeros."
         ),
     ),
     CALIBRATION: (
         "Calibration",
         (
-            "Share of observed counts that lie within credible intervals of the drawn counts. Zeros and "
-            "other ties raise it; where counts seldom tie, {n} draws of a perfect model hold at most "
-            "{most:.0%} of them. A model that is further below is too sure of itself."
+            "Share of observed counts that lie within credible intervals of the drawn counts. "
+            "Zeros and other ties raise it; where counts seldom tie, {n} draws of a perfect model "
+            "hold at most {most:.0%} of them. A model that is further below is too sure of "
+            "itself."
         ),
     ),
     DIFF_EXP: (
         "Differential expression",
         (
-            "Each group of cells against all others, in the observed and in one draw of counts: do the "
-            "same genes stand out, in the same direction and by as much? 1 is perfect; for the error "
-            "of the log fold change (lfc_mae, in log2) it is 0."
+            "Each group of cells against all others, in the observed and in one draw of counts: "
+            "do the same genes stand out, in the same direction and by as much? 1 is perfect; for "
+            "the error of the log fold change (lfc_mae, in log2) it is 0."
         ),
     ),
 }
