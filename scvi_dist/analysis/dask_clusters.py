@@ -1,5 +1,6 @@
 """Dask schedulers, as a user names them: one of our own, an address, a file, an object."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,12 +65,12 @@ def of_environment(given: str, config: EngineConfig) -> Iterator[Executor]:
 @contextmanager
 def of_cluster(given: Any, config: EngineConfig) -> Iterator[Executor]:
     """The workers of a cluster object, which is not closed."""
-    if hasattr(given, "get_client"):
-        with given.get_client() as client:
-            yield DaskEngine(client, config)
+    if hasattr(given, "scheduler_address"):
+        with _connected(given, config) as executor:
+            yield executor
         return
-    with _connected(given.scheduler_address, config) as executor:
-        yield executor
+    # It may be one that others use: it is not ours to close.
+    yield DaskEngine(given.get_client(), config)
 
 
 @contextmanager
@@ -88,8 +89,13 @@ def _connected(target: Any, config: EngineConfig, **options: Any) -> Iterator[Ex
             f"no Dask scheduler answers at {where} within {config.connect_limit_s:g} s: "
             f"{error}. Is it running, and is the address right?"
         ) from error
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    # That a scheduler is lost is said once, by the engine.
+    logger.setLevel(logging.CRITICAL)
     try:
         yield DaskEngine(client, config)
     finally:
+        logger.setLevel(level)
         # A scheduler that died would be waited for, twice as long as for one that comes.
         client.close(timeout=_CLOSE_S)
