@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,4 +98,5 @@ def _connected(target: Any, config: EngineConfig, **options: Any) -> Iterator[Ex
     finally:
         logger.setLevel(level)
         # A scheduler that died would be waited for, twice as long as for one that comes.
-        client.close(timeout=_CLOSE_S)
+        with suppress(TimeoutError):
+            client.close(timeout=_CLOSE_S)
