@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scvi_dist.analysis.cell_pass import Partial
 
-_TILE = 64
+_TILE = 256
 """Features whose bins are in the processor's cache while the draws of a stratum are counted."""
 SMALLEST_LOG = -126.0
 """Of a scale of 0, which a number of 32 bits may come to."""

@@ -1,18 +1,23 @@
 """Compiled loops over pairs of draws. They release the GIL; compiled code is kept on disk.
 
-A tile of genes is worked on at a time: the draws of a pair are contiguous there, so that the loops
-over genes are vector instructions, and the changes of a gene are then contiguous for its quantiles.
+Draws are kept in tiles of a few features: those of a draw are contiguous there, so that the loops
+over features are vector instructions, and a tile fits the processor's second-level cache. The
+changes of a feature are then contiguous for its quantiles.
 
-Axis suffixes: ``r`` draws, ``q`` pairs, ``g`` genes of a tile, ``l`` levels.
+Axis suffixes: ``t`` tiles, ``r`` draws, ``g`` features of a tile, ``f`` all features, ``q`` pairs,
+``l`` levels. Rows are unsigned numbers: others would be looked at for being negative.
 """
 
 import numpy as np
 from numba import njit
 
-_BINS = 512
+_ATTEMPTS = 24
+_FEW_VALUES = 64
+"""Values that are sorted, once all others are known to be smaller or larger."""
 _FEW = 16
 """Pairs whose changes are turned from rows to columns together: a line of the cache."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
+_FINITE = {*_ASSOCIATIVE, "nnan", "ninf"}
 _SQRT_2 = np.float32(1.4142135)
 _TO_LOG2 = np.float32(1.4426950408889634)
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
@@ -61,137 +66,202 @@ def log2_of(
 
 @njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
 def count_more(
-    first_rg: np.ndarray, second_rg: np.ndarray, i1_q: np.ndarray, i2_q: np.ndarray
-) -> np.ndarray:
-    """int32 ``[g]``: pairs whose first scale is larger."""
-    more_g = np.zeros(first_rg.shape[1], dtype=np.int32)
-    for q in range(len(i1_q)):
-        u_g, v_g = first_rg[i1_q[q]], second_rg[i2_q[q]]
-        for g in range(len(more_g)):
-            more_g[g] += np.int32(u_g[g] > v_g[g])
-    return more_g
+    first_trg: np.ndarray,
+    second_trg: np.ndarray,
+    i1_q: np.ndarray,
+    i2_q: np.ndarray,
+    start: int,
+    stop: int,
+    found_1f: np.ndarray,
+) -> None:
+    """Pairs whose first scale is larger, of the features of some tiles."""
+    width = first_trg.shape[2]
+    for t in range(start, stop):
+        first_rg, second_rg = first_trg[t], second_trg[t]
+        more_g = np.zeros(width, dtype=np.int32)
+        for q in range(len(i1_q)):
+            r1, r2 = i1_q[q], i2_q[q]
+            for g in range(width):
+                more_g[g] += np.int32(first_rg[r1, g] > second_rg[r2, g])
+        found_1f[0, t * width : (t + 1) * width] = more_g
+
+
+@njit(nogil=True, cache=True)
+def mean_changes(
+    first_trg: np.ndarray,
+    second_trg: np.ndarray,
+    i1_q: np.ndarray,
+    i2_q: np.ndarray,
+    start: int,
+    stop: int,
+    pseudocount: float,
+    found_1f: np.ndarray,
+) -> None:
+    """Mean LFC of the features of some tiles."""
+    width = first_trg.shape[2]
+    x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
+    for t in range(start, stop):
+        _changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, x_gq)
+        found_1f[0, t * width : (t + 1) * width] = describe(x_gq)[0]
+
+
+@njit(nogil=True, cache=True)
+def describe_changes(
+    first_trg: np.ndarray,
+    second_trg: np.ndarray,
+    i1_q: np.ndarray,
+    i2_q: np.ndarray,
+    start: int,
+    stop: int,
+    pseudocount: float,
+    fold: float,
+    described: float,
+    level_l: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Fill ``found [7 + 2 l, f]`` for the features of some tiles.
+
+    Its rows are the pairs that go up by at least ``fold`` and down by more than it, with one
+    pseudocount; and mean, median, standard deviation, smallest and largest value and the ends of
+    the intervals of the LFC with another, ``described``.
+    """
+    width = first_trg.shape[2]
+    x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
+    for t in range(start, stop):
+        here = found[:, t * width : (t + 1) * width]
+        _count_changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, fold, here)
+        _changes(first_trg[t], second_trg[t], i1_q, i2_q, described, x_gq)
+        here[2:7] = describe(x_gq)
+        if len(level_l):
+            ends = shortest_intervals(x_gq, level_l)
+            for index in range(len(level_l)):
+                here[7 + 2 * index] = ends[index, 0]
+                here[8 + 2 * index] = ends[index, 1]
 
 
 @njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
-def count_changes(
+def _count_changes(
     first_rg: np.ndarray,
     second_rg: np.ndarray,
     i1_q: np.ndarray,
     i2_q: np.ndarray,
     pseudocount: float,
     fold: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """int32 ``[g]``: pairs that go up by at least a factor, and down by more than it."""
-    n_genes = first_rg.shape[1]
-    up_g, down_g = np.zeros(n_genes, dtype=np.int32), np.zeros(n_genes, dtype=np.int32)
+    found: np.ndarray,
+) -> None:
+    width = first_rg.shape[1]
+    up_g, down_g = np.zeros(width, dtype=np.int32), np.zeros(width, dtype=np.int32)
     add, up, down = np.float32(pseudocount), np.float32(fold), np.float32(1.0 / fold)
     for q in range(len(i1_q)):
-        u_g, v_g = first_rg[i1_q[q]], second_rg[i2_q[q]]
-        for g in range(n_genes):
-            u, v = u_g[g] + add, v_g[g] + add
+        r1, r2 = i1_q[q], i2_q[q]
+        for g in range(width):
+            u, v = first_rg[r1, g] + add, second_rg[r2, g] + add
             up_g[g] += np.int32(u >= up * v)
             down_g[g] += np.int32(u < down * v)
-    return up_g, down_g
+    found[0], found[1] = up_g, down_g
 
 
 @njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
-def changes(
+def _changes(
     first_rg: np.ndarray,
     second_rg: np.ndarray,
     i1_q: np.ndarray,
     i2_q: np.ndarray,
     pseudocount: float,
-) -> np.ndarray:
-    """float32 ``[g, q]``: the LFC of each pair."""
-    n_genes, n_pairs = first_rg.shape[1], len(i1_q)
-    x_gq = np.empty((n_genes, n_pairs), dtype=np.float32)
-    ratio_g = np.empty(n_genes, dtype=np.float32)
-    mantissa_g = np.empty(n_genes, dtype=np.float32)
-    bits_g, mantissa_bits_g = ratio_g.view(np.int32), mantissa_g.view(np.int32)
-    few_qg = np.empty((_FEW, n_genes), dtype=np.float32)
+    x_gq: np.ndarray,
+) -> None:
+    """Fill ``x_gq`` with the LFC of each pair."""
+    n_pairs, width = len(i1_q), first_rg.shape[1]
+    few = _FEW * width
+    ratio_i = np.empty(few, dtype=np.float32)
+    mantissa_i = np.empty(few, dtype=np.float32)
+    x_i = np.empty(few, dtype=np.float32)
+    bits_i, mantissa_bits_i = ratio_i.view(np.int32), mantissa_i.view(np.int32)
     add = np.float32(pseudocount)
     for start in range(0, n_pairs, _FEW):
         n_few = min(_FEW, n_pairs - start)
         for j in range(n_few):
-            u_g, v_g = first_rg[i1_q[start + j]], second_rg[i2_q[start + j]]
-            for g in range(n_genes):
-                ratio_g[g] = (u_g[g] + add) / (v_g[g] + add)
-            log2_of(bits_g, mantissa_bits_g, mantissa_g, few_qg[j])
-        for g in range(n_genes):
-            for j in range(n_few):
-                x_gq[g, start + j] = few_qg[j, g]
-    return x_gq
+            r1, r2 = i1_q[start + j], i2_q[start + j]
+            for g in range(width):
+                ratio_i[j * width + g] = (first_rg[r1, g] + add) / (second_rg[r2, g] + add)
+        log2_of(bits_i[: n_few * width], mantissa_bits_i, mantissa_i, x_i[: n_few * width])
+        for j in range(n_few):
+            for g in range(width):
+                x_gq[g, start + j] = x_i[j * width + g]
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
-def mean_changes(x_gq: np.ndarray) -> np.ndarray:
-    """float64 ``[g]``."""
-    means = np.empty(len(x_gq))
-    for g in range(len(x_gq)):
-        total = 0.0
-        for value in x_gq[g]:
-            total += np.float64(value)
-        means[g] = total / x_gq.shape[1]
-    return means
-
-
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@njit(nogil=True, cache=True, fastmath=_FINITE)
 def describe(x_gq: np.ndarray) -> np.ndarray:
     """float64 ``[5, g]``: mean, median, standard deviation, smallest and largest value."""
     n_genes, n_pairs = x_gq.shape
     found = np.empty((5, n_genes))
-    place_q = np.empty(n_pairs, dtype=np.int32)
-    near_q = np.empty(n_pairs, dtype=np.float32)
+    near_q = np.empty(n_pairs + 1, dtype=np.float32)
     for g in range(n_genes):
         x_q = x_gq[g]
         low, high, total, squares = x_q[0], x_q[0], 0.0, 0.0
         shift = np.float64(x_q[0])
         for q in range(n_pairs):
-            low = min(low, x_q[q])
-            high = max(high, x_q[q])
+            low = x_q[q] if x_q[q] < low else low
+            high = x_q[q] if x_q[q] > high else high
         for q in range(n_pairs):
             d = np.float64(x_q[q]) - shift
             total += d
             squares += d * d
         mean = total / n_pairs
         found[0, g] = mean + shift
-        found[1, g] = _median(x_q, low, high, place_q, near_q)
         found[2, g] = np.sqrt(max(squares / n_pairs - mean * mean, 0.0))
+        found[1, g] = _median(x_q, low, high, mean + shift, found[2, g], near_q)
         found[3, g], found[4, g] = low, high
     return found
 
 
+@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+def _count_below(x_q: np.ndarray, value: np.float32) -> int:
+    below = np.int32(0)
+    for q in range(len(x_q)):
+        below += np.int32(x_q[q] < value)
+    return np.int64(below)
+
+
+@njit(nogil=True, cache=True)
+def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.ndarray) -> int:
+    n_near = 0
+    for q in range(len(x_q)):
+        # Without a branch: half of the values are below, which no processor can foresee.
+        near_q[n_near] = x_q[q]
+        n_near += np.int64(x_q[q] >= lower) & np.int64(x_q[q] < upper)
+    return n_near
+
+
 @njit(nogil=True, cache=True)
 def _median(
-    x_q: np.ndarray, low: float, high: float, place_q: np.ndarray, near_q: np.ndarray
+    x_q: np.ndarray, low: float, high: float, mean: float, std: float, near_q: np.ndarray
 ) -> float:
-    """Exact: the values are counted by bins, and only those of the middle bins sorted."""
+    """Exact: values are counted until few lie between two bounds, and only those are sorted."""
     n_pairs = len(x_q)
-    if not high > low:
-        return np.float64(low)
-    counts = np.zeros(_BINS, dtype=np.int32)
-    per_bin = np.float32((_BINS - 1) / (high - low))
-    start = np.float32(low)
-    for q in range(n_pairs):
-        place_q[q] = np.int32((x_q[q] - start) * per_bin)
-    for q in range(n_pairs):
-        counts[place_q[q]] += 1
     rank_low, rank_high = (n_pairs - 1) // 2, n_pairs // 2
-    before, bin_low = 0, 0
-    while before + counts[bin_low] <= rank_low:
-        before += counts[bin_low]
-        bin_low += 1
-    bin_high, upto = bin_low, before + counts[bin_low]
-    while upto <= rank_high:
-        bin_high += 1
-        upto += counts[bin_high]
-    n_near = 0
-    for q in range(n_pairs):
-        if bin_low <= place_q[q] <= bin_high:
-            near_q[n_near] = x_q[q]
-            n_near += 1
-    near = np.sort(near_q[:n_near])
-    return 0.5 * (np.float64(near[rank_low - before]) + np.float64(near[rank_high - before]))
+    # All values are at least the lower and below the upper bound, which is infinite at first.
+    lower, below, upper, upto = np.float32(low), 0, np.float32(np.inf), n_pairs
+    left, right = mean - 0.2 * std, mean + 0.2 * std
+    for attempt in range(_ATTEMPTS):
+        for guess in (np.float32(left), np.float32(right)):
+            if lower < guess < upper:
+                count = _count_below(x_q, guess)
+                if count <= rank_low:
+                    lower, below = guess, count
+                elif count > rank_high:
+                    upper, upto = guess, count
+        if upto - below <= _FEW_VALUES:
+            break
+        end = min(np.float64(upper), high)
+        width = (end - lower) / (upto - below)
+        middle = lower + width * (rank_low + 1 - below)
+        around = width * _FEW_VALUES / 4
+        if attempt % 3 == 2:
+            middle, around = 0.5 * (lower + end), 0.25 * (end - lower)
+        left, right = middle - around, middle + around
+    near = np.sort(near_q[: _between(x_q, lower, upper, near_q)])
+    return 0.5 * (np.float64(near[rank_low - below]) + np.float64(near[rank_high - below]))
 
 
 @njit(nogil=True, cache=True)
@@ -213,13 +283,33 @@ def shortest_intervals(x_gq: np.ndarray, level_l: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
-def mean_and_largest(x_rg: np.ndarray, rows_r: np.ndarray) -> np.ndarray:
-    """float64 ``[2, g]``: mean and largest scale of some draws."""
-    found = np.zeros((2, x_rg.shape[1]))
-    for r in rows_r:
-        x_g = x_rg[r]
-        for g in range(len(x_g)):
-            found[0, g] += np.float64(x_g[g])
-            found[1, g] = max(found[1, g], np.float64(x_g[g]))
-    found[0] /= len(rows_r)
-    return found
+def mean_and_largest(
+    x_trg: np.ndarray, rows_r: np.ndarray, start: int, stop: int, found_2f: np.ndarray
+) -> None:
+    """Mean and largest scale of some draws, of the features of some tiles."""
+    width = x_trg.shape[2]
+    for t in range(start, stop):
+        x_rg = x_trg[t]
+        sum_g, largest_g = np.zeros(width), np.zeros(width, dtype=np.float32)
+        for r in rows_r:
+            for g in range(width):
+                sum_g[g] += np.float64(x_rg[r, g])
+                largest_g[g] = max(largest_g[g], x_rg[r, g])
+        found_2f[0, t * width : (t + 1) * width] = sum_g / len(rows_r)
+        found_2f[1, t * width : (t + 1) * width] = largest_g
+
+
+@njit(nogil=True, cache=True)
+def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
+    """Write draws into tiles; features beyond the last one are 1."""
+    n_draws, n_features = scale_rf.shape
+    n_tiles, _, width = out_trg.shape
+    n_whole = n_features // width
+    for r in range(n_draws):
+        for t in range(n_whole):
+            for g in range(width):
+                out_trg[t, start + r, g] = scale_rf[r, t * width + g]
+        for t in range(n_whole, n_tiles):
+            for g in range(width):
+                f = t * width + g
+                out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)

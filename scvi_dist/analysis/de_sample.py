@@ -9,7 +9,6 @@ Axis suffixes: ``n`` cells, ``r`` draws, ``q`` pairs, ``f`` features, ``s`` stra
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from tempfile import TemporaryFile
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ from scvi_dist.analysis.de_decode import DecodeOptions, PosteriorPass, Posterior
 from scvi_dist.analysis.de_draws import drawn_rows, draws_of, repeated, shares
 from scvi_dist.analysis.de_groups import Grouping
 from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_pairs import PairedDraws
+from scvi_dist.analysis.de_pairs import Draws, PairedDraws, Scratch
 from scvi_dist.analysis.expression import ExpressionOptions
 from scvi_dist.analysis.importance import importance_sampled_expression
 from scvi_dist.analysis.selection import Selection
@@ -31,8 +30,6 @@ Batch: TypeAlias = int | None
 Executor: TypeAlias = Callable[..., dict[str, np.ndarray]]
 """Runs a pass: the arguments and the result of :func:`~scvi_dist.analysis.cell_pass.run_here`."""
 
-IN_MEMORY_BYTES = 300 << 20
-"""Draws of one population that take more are kept in a temporary file."""
 ENCODED_TOGETHER = Parts(part_cells=16_384)
 
 
@@ -98,10 +95,11 @@ def sampled(
     those = StoreCells(cells.source, Selection(cells.selection.n_obs, rows), cells.config)
     encoded = run(PosteriorPass(), module, those, ENCODED_TOGETHER)
     drawn = _Drawn(n_obs=cells.selection.n_obs, rows=rows, cells=encoded)
-    pool_rf, place = _decoded(module, drawn, design.pool, options.seed + 1, how)
+    pool, place = _decoded(module, drawn, design.pool, options.seed + 1, how, Scratch())
+    scratch = Scratch()
     for i, firsts in enumerate(design.firsts):
         keyed = {(batch, 0): rows_r for batch, rows_r in firsts.items()}
-        first_rf, first_place = _decoded(module, drawn, keyed, options.seed, how)
+        first_draws, first_place = _decoded(module, drawn, keyed, options.seed, how, scratch)
         rng = np.random.default_rng([options.seed, 0xDE, i])
         first = {batch: first_place[batch, 0] for batch in batches1}
         second = {
@@ -111,11 +109,8 @@ def sampled(
             for batch in batches2
         }
         i1_q, i2_q = _pairs(first, second, options, rng)
-        rows2_r = np.concatenate(list(second.values()))
-        yield PairedDraws(
-            first_rg=first_rf, second_rg=pool_rf, i1_q=i1_q, i2_q=i2_q, rows2_r=rows2_r
-        )
-        del first_rf
+        rows2_r = np.sort(np.concatenate(list(second.values()))).astype(np.uint64)
+        yield PairedDraws(first=first_draws, second=pool, i1_q=i1_q, i2_q=i2_q, rows2_r=rows2_r)
 
 
 def _design(
@@ -167,10 +162,11 @@ def _decoded(
     wanted: dict[tuple[Batch, int], np.ndarray],
     seed: int,
     how: DecodeOptions,
-) -> tuple[np.ndarray, dict[tuple[Batch, int], np.ndarray]]:
-    """Draws float32 ``[r, f]`` of all that is wanted, and where those of each entry are."""
+    scratch: Scratch,
+) -> tuple[Draws, dict[tuple[Batch, int], np.ndarray]]:
+    """Draws of all that is wanted, and where those of each entry are."""
     n_draws = sum(len(rows) for rows in wanted.values())
-    values: np.ndarray | None = None
+    draws: Draws | None = None
     place: dict[tuple[Batch, int], np.ndarray] = {}
     done = 0
     for batch in dict.fromkeys(key[0] for key in wanted):
@@ -181,25 +177,15 @@ def _decoded(
             np.arange(len(rows_r)), seed + 2 * (0 if batch is None else batch + 1)
         )
         for piece_rf in scales(module, drawn.of(rows_r), noise_r, batch, how):
-            if values is None:
-                values = _room(n_draws, piece_rf.shape[1])
-            values[done : done + len(piece_rf)] = piece_rf
+            if draws is None:
+                draws = Draws.room(n_draws, piece_rf.shape[1], scratch)
+            draws.put(done, piece_rf)
             done += len(piece_rf)
         for key in keys:
             place[key] = np.arange(start, start + len(wanted[key]))
             start += len(wanted[key])
-    assert values is not None, "a population has cells"
-    return values, place
-
-
-def _room(n_draws: int, n_features: int) -> np.ndarray:
-    """float32 array in memory, or in a temporary file if it is large."""
-    shape = (n_draws, n_features)
-    if 4 * n_draws * n_features <= IN_MEMORY_BYTES:
-        return np.empty(shape, dtype=np.float32)
-    with TemporaryFile(prefix="scvi_dist_draws_") as file:
-        # The mapping outlives the file's name.
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+    assert draws is not None, "a population has cells"
+    return draws, place
 
 
 def _pairs(
@@ -222,8 +208,11 @@ def _pairs(
         else:
             n_pairs = max(options.n_samples_overall // n_batches, 2)
             at1, at2 = repeated(n1, n_pairs, rng), repeated(n2, n_pairs, rng)
+            # One side at random is enough; the other is read in order.
+            at2 = np.sort(at2)
         pairs.append((first[batch][at1], second[batch][at2]))
-    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+    i1_q, i2_q = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    return i1_q.astype(np.uint64), i2_q.astype(np.uint64)
 
 
 def _weighted(
@@ -242,11 +231,11 @@ def _weighted(
         rng = np.random.default_rng([options.seed, 0xDE, i])
         i1_q, i2_q = _pairs(first, second, options, rng)
         yield PairedDraws(
-            first_rg=first_rf,
-            second_rg=second_rf,
+            first=Draws.of(first_rf),
+            second=Draws.of(second_rf),
             i1_q=i1_q,
             i2_q=i2_q,
-            rows2_r=np.arange(len(second_rf)),
+            rows2_r=np.arange(len(second_rf), dtype=np.uint64),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from scvi_dist.analysis.de_convolution import Side, Sides, compared
 from scvi_dist.analysis.de_histograms import Grid, Histograms
 from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_pairs import PairedDraws, compared_draws
+from scvi_dist.analysis.de_pairs import Draws, PairedDraws, compared_draws
 
 N_FEATURES, N_BINS = 6, 128
 BATCHES = (None,)
@@ -50,8 +50,11 @@ def all_pairs(
     first: np.ndarray, second: np.ndarray, options: DifferentialOptions
 ) -> dict[str, Any]:
     n1, n2 = len(first), len(second)
-    i1, i2 = np.divmod(np.arange(n1 * n2), n2)
-    pairs = PairedDraws(first_rg=first, second_rg=second, i1_q=i1, i2_q=i2, rows2_r=np.arange(n2))
+    i1, i2 = (i.astype(np.uint64) for i in np.divmod(np.arange(n1 * n2), n2))
+    rows = np.arange(n2, dtype=np.uint64)
+    pairs = PairedDraws(
+        first=Draws.of(first), second=Draws.of(second), i1_q=i1, i2_q=i2, rows2_r=rows
+    )
     return compared_draws(pairs, options)
 
 

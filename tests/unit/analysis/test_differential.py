@@ -238,5 +238,5 @@ def test_large_draws_go_to_a_file(
     module: VAE, source: OpenSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = table(module, source)
-    monkeypatch.setattr("scvi_dist.analysis.de_sample.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("scvi_dist.analysis.de_pairs.IN_MEMORY_BYTES", 100)
     pd.testing.assert_frame_equal(table(module, source), expected)
