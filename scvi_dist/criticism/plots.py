@@ -154,6 +154,7 @@ def _draw_cloud(axes: "Axes", pair: np.ndarray, is_log: bool) -> None:
     if is_log:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _plain_ticks(axes)
     if not len(pair):
         axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes, color=QUIET)
         return
@@ -178,6 +179,16 @@ def _draw_cloud(axes: "Axes", pair: np.ndarray, is_log: bool) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal", adjustable="box")
+
+
+def _plain_ticks(axes: "Axes") -> None:
+    """1, 2, 5, 10, … instead of powers of ten, which short axes have too few of."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _limits(pair: np.ndarray, is_log: bool) -> tuple[float, float]:

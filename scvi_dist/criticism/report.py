@@ -44,8 +44,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Variation of each gene over cells",
         (
             "Standard deviation over mean of a gene's counts, over all cells. A model that "
-            "explains the data puts its genes on the diagonal; below it, its counts vary too "
-            "little."
+            "explains the data has its genes on the diagonal; above it its counts vary too much, "
+            "below too little."
         ),
     ),
     CV_CELL: (
