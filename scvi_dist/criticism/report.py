@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scvi_dist.analysis.engine_choice import RunPass
 from scvi_dist.criticism.agreement import COLUMNS, DEOptions
 from scvi_dist.criticism.check import PosteriorPredictiveCheck
 from scvi_dist.criticism.names import (
@@ -105,7 +104,7 @@ def create_criticism_report(
     modality: str | None = None,
     seed: int | None = None,
     dask: Any = None,
-    executor: RunPass | None = None,
+    executor: Any = None,
 ) -> CriticismReport:
     """Judge a model by the counts it draws, and write what was found for people and programs.
 
