@@ -102,6 +102,13 @@ def test_stores_parts_and_copies_give_the_same(model: SCVI, tmp_path: Path) -> N
         pd.testing.assert_frame_equal(other, table, rtol=1e-5, check_names=False)
 
 
+def test_results_go_to_a_store(model: SCVI, tmp_path: Path) -> None:
+    table = model.differential_abundance(sample_key="donor")
+    url = model.differential_abundance(sample_key="donor", out=tmp_path / "da.zarr")
+    written = anndata.read_zarr(url)
+    pd.testing.assert_frame_equal(written.to_df(), table, rtol=1e-5, check_names=False)
+
+
 def test_few_cells_of_a_sample_and_few_cells_to_score(model: SCVI) -> None:
     cells = model.adata
     some = cells[np.r_[40:20:-1, 7]].copy()
