@@ -46,8 +46,9 @@ class AbundanceModel(LatentModel):
     ) -> pd.DataFrame | str:
         """Log-density of each cell's place in the latent space, under each sample.
 
-        A sample is the mixture, in equal parts, of its cells' posteriors; the place of a cell is
-        the mean of its posterior. Differences between samples are log ratios of abundance there.
+        A sample is the mixture, in equal parts, of its cells' posteriors, whose scales are standard
+        deviations; the place of a cell is the mean of its posterior. Differences between samples
+        are log ratios of abundance there.
 
         Parameters
         ----------
@@ -62,17 +63,15 @@ class AbundanceModel(LatentModel):
         dof
             Degrees of freedom of Student's t; normal components where None.
         adata_sub
-            Other cells whose log-densities are wanted; those of ``adata`` where None. For millions
-            of cells the work is cells times components, so give fewer of either.
+            Other cells whose log-densities are wanted; those of ``adata`` where None. The work is
+            cells times components: of millions give fewer of either.
         out
             Path or URL of a Zarr store that the result is written to, shard by shard; a call that
             was interrupted goes on. Its X are the log-densities, its "genes" the samples.
         seed
             Of the cells that are drawn; taken from torch's global generator where None.
-        dask
-            Where to compute; this thread where None.
-        executor
-            Runs the passes, instead of ``dask``.
+        dask, executor
+            Where to compute, or what runs the passes; this thread where both are None.
 
         Returns
         -------
@@ -85,8 +84,7 @@ class AbundanceModel(LatentModel):
         Source
         ------
         Boyeau et al. 2022, "Deep generative modeling of sample-level heterogeneity in single-cell
-        genomics", the aggregated posterior; its components have the posterior's standard
-        deviation as their scale.
+        genomics": the aggregated posterior.
         """
         if sample_key is None:
             raise ConfigError("sample_key is needed: the column of obs with each cell's sample.")
