@@ -94,7 +94,7 @@ def loss_curves(history: History, path: str | os.PathLike[str], title: str = "")
         axes.set_title(name, loc="left", fontsize=12, color=INK)
         axes.set_ylabel(unit, fontsize=10, color=INK)
         axes.set_xlabel("epoch", fontsize=10, color=INK)
-    return write_figure(figure, path, title)
+    return write(figure, path, title)
 
 
 def latent_map(
@@ -125,7 +125,7 @@ def latent_map(
         axes = figure.add_subplot(1, len(colour_by), index + 1)
         _draw_cells(axes, position_n2, np.asarray(labels).astype(str), order)
         axes.set_title(heading, loc="left", fontsize=13, color=INK)
-    return write_figure(figure, path, title)
+    return write(figure, path, title)
 
 
 def layout(latent_nk: np.ndarray, seed: int = 0, max_iter: int = 500) -> np.ndarray:
@@ -191,7 +191,7 @@ def _draw_curves(axes: "Axes", curves: list[Curve]) -> None:
     axes.grid(axis="y", color="#e8e8e8", lw=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=10)
-    strip_spines(axes, ("top", "right"))
+    strip(axes, ("top", "right"))
 
 
 def _draw_cells(axes: "Axes", position_n2: np.ndarray, labels: np.ndarray, order: Any) -> None:
@@ -207,7 +207,7 @@ def _draw_cells(axes: "Axes", position_n2: np.ndarray, labels: np.ndarray, order
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.04)
-    strip_spines(axes, ("top", "right", "bottom", "left"))
+    strip(axes, ("top", "right", "bottom", "left"))
     entries = list(colour_of.items())
     if not few:
         # So many colours cannot be told apart by everybody: numbers say it too.
@@ -260,8 +260,7 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def write_figure(figure: "Figure", path: str | os.PathLike[str], title: str) -> Path:
-    """Write a PNG whole or not at all; the file."""
+def write(figure: "Figure", path: str | os.PathLike[str], title: str) -> Path:
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
     target = Path(path)
@@ -272,8 +271,7 @@ def write_figure(figure: "Figure", path: str | os.PathLike[str], title: str) -> 
     return target
 
 
-def strip_spines(axes: "Axes", sides: Sequence[str]) -> None:
-    """Take sides of the frame away, and quieten the ticks."""
+def strip(axes: "Axes", sides: Sequence[str]) -> None:
     for side in sides:
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=QUIET, labelsize=9, labelcolor=INK)

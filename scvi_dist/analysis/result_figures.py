@@ -54,8 +54,8 @@ def volcanoes(table: pd.DataFrame, path: str | os.PathLike[str], title: str = ""
         )
         axes.set_xlabel(x_name, fontsize=9, color=figures.INK)
         axes.set_ylabel(y_name, fontsize=9, color=figures.INK)
-        figures.strip_spines(axes, ("top", "right"))
-    return figures.write_figure(figure, path, title)
+        figures.strip(axes, ("top", "right"))
+    return figures.write(figure, path, title)
 
 
 def dots(
@@ -91,7 +91,7 @@ def dots(
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_xlim(-0.7, len(genes) - 0.3)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    figures.strip_spines(axes, ("top", "right", "left", "bottom"))
+    figures.strip(axes, ("top", "right", "left", "bottom"))
     axes.tick_params(length=0)
     bar = figure.colorbar(
         drawn, ax=axes, shrink=min(1.0, 4 / len(names) + 0.2), aspect=12, pad=0.01
@@ -99,7 +99,7 @@ def dots(
     bar.set_label("log2 fold change", fontsize=9)
     bar.outline.set_visible(False)
     _size_legend(axes)
-    return figures.write_figure(figure, path, title)
+    return figures.write(figure, path, title)
 
 
 def heat_map(
@@ -117,12 +117,12 @@ def heat_map(
     drawn = axes.imshow(x, cmap="RdBu_r", vmin=-top or -1.0, vmax=top or 1.0, aspect="auto")
     axes.set_xticks(range(values.shape[1]), list(map(str, values.columns)), rotation=90, fontsize=8)
     axes.set_yticks(range(values.shape[0]), list(map(str, values.index)), fontsize=8)
-    figures.strip_spines(axes, ("top", "right", "left", "bottom"))
+    figures.strip(axes, ("top", "right", "left", "bottom"))
     axes.tick_params(length=0)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=14, pad=0.02)
     bar.set_label(label, fontsize=9)
     bar.outline.set_visible(False)
-    return figures.write_figure(figure, path, title)
+    return figures.write(figure, path, title)
 
 
 def called_genes(part: pd.DataFrame) -> np.ndarray:

@@ -16,9 +16,9 @@ from scvi_dist.analysis.figures import (
     INK,
     QUIET,
     new_figure,
-    strip_spines,
+    strip,
     subsample,
-    write_figure,
+    write,
 )
 from scvi_dist.criticism.names import RAW_COLUMN
 
@@ -71,7 +71,7 @@ def scatter(
         _draw_cloud(axes, pair[subsample(len(pair), _MAX_POINTS)], is_log)
         _name_axes(axes, f"{what}, observed", f"{what}, drawn by {name}")
         axes.set_title(f"{len(pair):,} {unit}", loc="left", fontsize=11, color=QUIET)
-    return write_figure(figure, path, "")
+    return write(figure, path, "")
 
 
 def calibration(coverage: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
@@ -90,7 +90,7 @@ def calibration(coverage: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     _name_axes(axes, "width of the credible interval", "share of observed counts within it")
     axes.grid(color="#e8e8e8", lw=0.8)
     axes.legend(frameon=False, fontsize=10, loc="best")
-    return write_figure(figure, path, "")
+    return write(figure, path, "")
 
 
 def agreement(summary: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
@@ -113,7 +113,7 @@ def agreement(summary: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
         axes.set_xlim(min(-0.03, float(summary[column].min(skipna=True)) - 0.05), 1.03)
         axes.grid(axis="both", color="#e8e8e8", lw=0.8)
         axes.set_axisbelow(True)
-        strip_spines(axes, ("top", "right", "left"))
+        strip(axes, ("top", "right", "left"))
         if first is None:
             first = axes
             labels = [f"{_cut(name)}  ({sizes[name]:,})" for name in shown]
@@ -123,7 +123,7 @@ def agreement(summary: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
             axes.tick_params(labelleft=False)
     if len(names) > 1:
         first.legend(frameon=False, fontsize=9, loc="lower left")
-    return write_figure(figure, path, "")
+    return write(figure, path, "")
 
 
 def fold_changes(
@@ -146,7 +146,7 @@ def fold_changes(
         axes.axvline(0, color="#d8d8d8", lw=0.8, zorder=0)
         _name_axes(axes, "log₂ fold change, observed", "drawn")
         axes.set_title(_cut(group), loc="left", fontsize=12, color=INK)
-    return write_figure(figure, path, "")
+    return write(figure, path, "")
 
 
 def _draw_cloud(axes: "Axes", pair: np.ndarray, is_log: bool) -> None:
@@ -154,6 +154,7 @@ def _draw_cloud(axes: "Axes", pair: np.ndarray, is_log: bool) -> None:
     if is_log:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _plain_ticks(axes)
     if not len(pair):
         axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes, color=QUIET)
         return
@@ -180,6 +181,16 @@ def _draw_cloud(axes: "Axes", pair: np.ndarray, is_log: bool) -> None:
     axes.set_aspect("equal", adjustable="box")
 
 
+def _plain_ticks(axes: "Axes") -> None:
+    """1, 2, 5, 10, … instead of powers of ten, which short axes have too few of."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _limits(pair: np.ndarray, is_log: bool) -> tuple[float, float]:
     low, high = float(pair.min()), float(pair.max())
     if is_log:
@@ -192,7 +203,7 @@ def _name_axes(axes: "Axes", x: str, y: str) -> None:
     axes.set_xlabel(x, fontsize=10, color=INK)
     axes.set_ylabel(y, fontsize=10, color=INK)
     axes.set_axisbelow(True)
-    strip_spines(axes, ("top", "right"))
+    strip(axes, ("top", "right"))
 
 
 def _cut(name: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scvi_dist.analysis.engines import Executor
 from scvi_dist.criticism.agreement import COLUMNS, DEOptions
 from scvi_dist.criticism.check import PosteriorPredictiveCheck
 from scvi_dist.criticism.names import (
@@ -44,8 +43,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Variation of each gene over cells",
         (
             "Standard deviation over mean of a gene's counts, over all cells. A model that "
-            "explains the data puts its genes on the diagonal; below it, its counts vary too "
-            "little."
+            "explains the data has its genes on the diagonal; above it its counts vary too much, "
+            "below too little."
         ),
     ),
     CV_CELL: (
@@ -105,7 +104,7 @@ def create_criticism_report(
     modality: str | None = None,
     seed: int | None = None,
     dask: Any = None,
-    executor: Executor | None = None,
+    executor: Any = None,
 ) -> CriticismReport:
     """Judge a model by the counts it draws, and write what was found for people and programs.
 

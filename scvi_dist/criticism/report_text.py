@@ -28,6 +28,10 @@ th { font-weight: 600; color: #5a5a5a; font-size: 14px; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 img { display: block; max-width: 100%; height: auto; margin: 6px auto 0; }
+.beside { display: flex; flex-wrap: wrap; gap: 12px 40px; align-items: flex-start; }
+.beside .picture { flex: 1 1 420px; min-width: 0; }
+.beside img { max-height: 460px; margin-top: 0; }
+td.text, th.text { text-align: left; }
 """
 
 
@@ -93,25 +97,42 @@ _END = "</main></body></html>\n"
 
 
 def _section(section: Section, folder: Path) -> str:
-    parts = [f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"]
-    if section.table is not None:
-        parts.append(f'<div class="scroll">{_html_table(section.table)}</div>')
-    for name in section.figures:
-        content = base64.b64encode((folder / name).read_bytes()).decode()
-        alternative = escape(f"{section.title}: figure")
-        parts.append(f'<img alt="{alternative}" src="data:image/png;base64,{content}">')
-    return "".join(parts) + "</section>"
+    table = (
+        "" if section.table is None else f'<div class="scroll">{_html_table(section.table)}</div>'
+    )
+    pictures = [_picture(section.title, folder / name) for name in section.figures]
+    content = table + "".join(pictures)
+    if table and len(pictures) == 1:
+        content = f'<div class="beside">{table}<div class="picture">{pictures[0]}</div></div>'
+    title, text = escape(section.title), escape(section.text)
+    return f"<section><h2>{title}</h2><p>{text}</p>{content}</section>"
+
+
+def _picture(title: str, path: Path) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(title)}: figure" src="data:image/png;base64,{content}">'
 
 
 def _html_table(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{escape(str(c))}</th>" for c in (table.index.name or "", *table.columns))
+    is_text = [False, *(not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes)]
+    # The first column is on the left anyway; figures are on the right, a column of words is not.
+    is_text[-1] = False
+    kinds = [' class="text"' if text else "" for text in is_text]
+    names = (table.index.name or "", *table.columns)
+    head = "".join(
+        f"<th{kind}>{escape(str(name))}</th>" for kind, name in zip(kinds, names, strict=True)
+    )
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(text)}</td>" for text in (str(index), *map(shown, row)))
-        + "</tr>"
+        f"<tr>{_html_row(kinds, (str(index), *map(shown, row)))}</tr>"
         for index, row in _rows(table)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_row(kinds: Sequence[str], cells: Sequence[str]) -> str:
+    return "".join(
+        f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, cells, strict=True)
+    )
 
 
 def _rows(table: pd.DataFrame) -> list[tuple[object, tuple[object, ...]]]:

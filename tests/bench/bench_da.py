@@ -59,6 +59,7 @@ def model_of(side: str, adata: Any) -> Any:
         torch.manual_seed(0)
         theirs = SCVI(adata)
         theirs.is_trained_ = True
+        theirs.module.eval()
         return theirs
     from scvi_dist.model import SCVI as OurSCVI
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +103,13 @@ def test_stores_parts_and_copies_give_the_same(model: SCVI, tmp_path: Path) -> N
         pd.testing.assert_frame_equal(other, table, rtol=1e-5, check_names=False)
 
 
+def test_results_go_to_a_store(model: SCVI, tmp_path: Path) -> None:
+    table = model.differential_abundance(sample_key="donor")
+    url = model.differential_abundance(sample_key="donor", out=tmp_path / "da.zarr")
+    written = anndata.read_zarr(url)
+    pd.testing.assert_frame_equal(written.to_df(), table, rtol=1e-5, check_names=False)
+
+
 def test_few_cells_of_a_sample_and_few_cells_to_score(model: SCVI) -> None:
     cells = model.adata
     some = cells[np.r_[40:20:-1, 7]].copy()
@@ -117,7 +125,8 @@ def test_few_cells_of_a_sample_and_few_cells_to_score(model: SCVI) -> None:
 
 def test_cells_lie_where_their_own_sample_is(model: SCVI) -> None:
     cells = model.adata.copy()
-    cells.obs["place"] = np.where(model.get_latent_representation()[:, 0] > 0, "right", "left")
+    place = model.get_latent_representation()[:, 0]
+    cells.obs["place"] = np.where(place > np.median(place), "right", "left")
     table = model.differential_abundance(cells, "place")
     ratio = table["right"] - table["left"]
     assert ratio[cells.obs["place"] == "right"].mean() > ratio[cells.obs["place"] == "left"].mean()

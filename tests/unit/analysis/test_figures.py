@@ -27,13 +27,13 @@ def history(n_epochs: int) -> dict[str, list[tuple[int, float]]]:
 def legend_of(monkeypatch, **arguments) -> list[list[str]]:
     """Texts of the legends that a map gets."""
     seen: list[list[str]] = []
-    write = figures.write_figure
+    write = figures.write
 
     def write_and_look(figure, path, title):
         seen.extend([t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes)
         return write(figure, path, title)
 
-    monkeypatch.setattr(figures, "write_figure", write_and_look)
+    monkeypatch.setattr(figures, "write", write_and_look)
     figures.latent_map(**arguments)
     return seen
 
