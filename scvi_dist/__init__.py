@@ -7,7 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scvi_dist import data, dataloaders, distributions, external, model, module, nn, train
+    from scvi_dist import (
+        criticism,
+        data,
+        dataloaders,
+        distributions,
+        external,
+        model,
+        module,
+        nn,
+        train,
+    )
     from scvi_dist.batch import REGISTRY_KEYS
     from scvi_dist.data.open import open_store
     from scvi_dist.global_settings import settings
@@ -28,6 +38,7 @@ _HOME = {
     "settings": "scvi_dist.global_settings",
 }
 _PACKAGES = (
+    "criticism",
     "data",
     "dataloaders",
     "distributions",
@@ -46,6 +57,7 @@ __all__ = [
     "TOTALVI",
     "CellAssign",
     "__version__",
+    "criticism",
     "data",
     "dataloaders",
     "distributions",

@@ -125,9 +125,9 @@ def _da_options(parser: argparse.ArgumentParser) -> None:
 def _ppc_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
-        default="cv_cell,cv_gene,zero_fraction,calibration",
+        default="cv_cell,cv_gene,zero_fraction,calibration,diff_exp",
         metavar="NAMES",
-        help="of cv_cell, cv_gene, zero_fraction, calibration and diff_exp (all but the last)",
+        help="some of cv_cell, cv_gene, zero_fraction, calibration and diff_exp (all)",
     )
     parser.add_argument(
         "--n-samples", type=int, default=10, help="draws of each cell (%(default)s)"

@@ -245,7 +245,8 @@ examples:
 PPC = """\
 Draws counts from a model and compares them with the observed ones: coefficients of variation of
 cells and genes, zeros, whether credible intervals hold what they promise, and differential
-expression. Writes a table for each metric, scatter plots and the calibration curve.
+expression. Writes a report to read, a table for each metric, scatter plots and the calibration
+curve.
 """
 
 PPC_EPILOG = """\

@@ -15,9 +15,11 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scvi_dist.analysis.cell_pass import CellPass, Partial, Rule
+from scvi_dist.analysis.output import Layout, Place, X, write
 from scvi_dist.analysis.streaming import CellGroup, StoreCells, computed, place
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule
@@ -186,3 +188,20 @@ class Samples:
     def components(self) -> np.ndarray:
         """int64: the cells of all samples, one sample after the other."""
         return np.concatenate(self.positions)
+
+
+def write_abundance(
+    module: BaseModule, cells: StoreCells, mixtures: Mixtures, samples: Samples, out: Place
+) -> str:
+    """Write the log-density of each cell's place under each mixture to a store; its URL.
+
+    X holds them, with the samples in place of genes.
+    """
+
+    def compute(group: CellGroup) -> dict[str, Tensor]:
+        points_nk = _posterior(group, module)[LOC].cpu().numpy()
+        return {X: torch.from_numpy(mixtures.log_density(points_nk).astype(np.float32))}
+
+    names = np.array([str(name) for name in samples.names], dtype=object)
+    what = {"abundance": mixtures.digest(), "samples": names.tolist()}
+    return write(module, cells, compute, out, Layout(obsm={}, x="dense", var_names=names), what)

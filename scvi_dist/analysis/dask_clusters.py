@@ -1,8 +1,9 @@
 """Dask schedulers, as a user names them: one of our own, an address, a file, an object."""
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scvi_dist.analysis.dask_engine import DaskEngine
 from scvi_dist.analysis.engines import EngineConfig, Executor, count_of, usable_cores
 from scvi_dist.errors import ConfigError, EngineError
 
+_CLOSE_S = 5
 _ONLY_ERRORS = 40
 """Of what Dask's own processes log."""
 
@@ -63,12 +65,12 @@ def of_environment(given: str, config: EngineConfig) -> Iterator[Executor]:
 @contextmanager
 def of_cluster(given: Any, config: EngineConfig) -> Iterator[Executor]:
     """The workers of a cluster object, which is not closed."""
-    if hasattr(given, "get_client"):
-        with given.get_client() as client:
-            yield DaskEngine(client, config)
+    if hasattr(given, "scheduler_address"):
+        with _connected(given, config) as executor:
+            yield executor
         return
-    with _connected(given.scheduler_address, config) as executor:
-        yield executor
+    # It may be one that others use: it is not ours to close.
+    yield DaskEngine(given.get_client(), config)
 
 
 @contextmanager
@@ -87,5 +89,14 @@ def _connected(target: Any, config: EngineConfig, **options: Any) -> Iterator[Ex
             f"no Dask scheduler answers at {where} within {config.connect_limit_s:g} s: "
             f"{error}. Is it running, and is the address right?"
         ) from error
-    with client:
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    # That a scheduler is lost is said once, by the engine.
+    logger.setLevel(logging.CRITICAL)
+    try:
         yield DaskEngine(client, config)
+    finally:
+        logger.setLevel(level)
+        # A scheduler that died would be waited for, twice as long as for one that comes.
+        with suppress(TimeoutError):
+            client.close(timeout=_CLOSE_S)

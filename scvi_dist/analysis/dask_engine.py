@@ -14,7 +14,6 @@ import dask.config
 import numpy as np
 from dask.delayed import Delayed, delayed
 from distributed import Client, Future, KilledWorker, wait
-from distributed.comm import CommClosedError
 
 from scvi_dist.analysis.cell_pass import CellPass, Partial, Parts, PassPlan, finished, joined
 from scvi_dist.analysis.dask_checks import check_workers, scheduler_of
@@ -25,14 +24,13 @@ from scvi_dist.analysis.part_work import Job, PartOutOfMemory, as_it_is, finish_
 from scvi_dist.analysis.partial_sums import PartialSums, kept
 from scvi_dist.analysis.pass_graph import PassGraph, fold_pieces, packed_blocks
 from scvi_dist.analysis.streaming import StoreCells
-from scvi_dist.errors import EngineError, WaitTimeout
+from scvi_dist.errors import EngineError, ScviDistError, WaitTimeout
 from scvi_dist.module.base import BaseModule
 
 LOOK_S = 5.0
 """How often the driver looks whether scheduler and workers are still there."""
 _TRIES = 3
 """Times that a root is computed again after its results were lost."""
-_LOST = (CancelledError, CommClosedError, TimeoutError, OSError)
 
 
 class DaskEngine:
@@ -94,8 +92,8 @@ class _Run:
 
     def result(self, job: bytes) -> dict[str, np.ndarray]:
         """The finished pass."""
-        with self._client.as_current(), self._scheduler_lives():
-            try:
+        try:
+            with self._client.as_current():
                 with _any_size():
                     self._job: Delayed = self._client.persist(delayed(as_it_is)(job))
                 while not self._fold.is_complete:
@@ -104,10 +102,33 @@ class _Run:
                         self._take(future)
                     self._keep(last=False)
                 return self._finished()
-            finally:
-                self._keep(last=True)
-                with suppress(*_LOST):
-                    self._client.cancel(list(self._waits), force=True)
+        except ScviDistError:
+            self._drop_all()
+            raise
+        except TimeoutError as error:
+            raise WaitTimeout(
+                f"{self._where} gave no result within {self._config.part_limit_s:g} s that it said "
+                f"was there. Repeat the call{self._goes_on}."
+            ) from error
+        except (CancelledError, OSError) as error:
+            raise EngineError(
+                f"the connection to {self._where} was lost while it computed "
+                f"({type(error).__name__}). Start it again and repeat the call{self._goes_on}."
+            ) from error
+        except KilledWorker as error:
+            raise EngineError(
+                f"workers of {self._where} died again and again while results were finished: "
+                f"{error}. Give them more memory, or take smaller block_genes."
+            ) from error
+        except BaseException:
+            self._drop_all()
+            raise
+        finally:
+            self._keep(last=True)
+
+    def _drop_all(self) -> None:
+        with suppress(CancelledError, OSError):
+            self._client.cancel(list(self._waits), force=True)
 
     def _keep(self, last: bool) -> None:
         if self._sums is not None:
@@ -118,6 +139,8 @@ class _Run:
 
     def _give_out(self) -> None:
         """Let workers have something to do, but not more than what they do next."""
+        if self._next == self._fold.tree.n_roots:
+            return
         n_threads = max(sum(self._client.nthreads().values()), 1)
         window = 1 + -(-2 * n_threads // self._graph.tasks_per_root)
         while self._next < min(self._fold.n_done + window, self._fold.tree.n_roots):
@@ -194,6 +217,9 @@ class _Run:
                 ) from error
             for part in parts or ():
                 self._graph.cuts.split(part, f"workers died while they computed it ({error})")
+        elif isinstance(error, OSError) and not isinstance(error, ScviDistError):
+            # Not to be taken for a scheduler that is gone.
+            raise EngineError(f"a worker of {self._where} could not compute: {error}") from error
         else:
             raise error
         dropped = [future for future, (of, _) in self._waits.items() if of == root]
@@ -225,17 +251,6 @@ class _Run:
     @property
     def _goes_on(self) -> str:
         return "" if self._sums is None else f"; it goes on from {self._sums.path}"
-
-    @contextmanager
-    def _scheduler_lives(self) -> Iterator[None]:
-        """Within it, a lost scheduler is an error that says so."""
-        try:
-            yield
-        except (CancelledError, CommClosedError) as error:
-            raise EngineError(
-                f"the connection to {self._where} was lost while it computed "
-                f"({type(error).__name__}). Start it again and repeat the call{self._goes_on}."
-            ) from error
 
 
 @contextmanager

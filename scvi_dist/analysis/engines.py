@@ -85,9 +85,9 @@ def resolve_executor(dask: Any = None, config: EngineConfig | None = None) -> It
     Parameters
     ----------
     dask
-        None (threads of this process), one of the texts of ``POSSIBLE``, a
-        ``distributed.Client``, a cluster object (with ``get_client()`` or
-        ``scheduler_address``), or an executor. Of what is given as an object, nothing is closed.
+        None (threads of this process, as many as there is room for the results of), one of the
+        texts of ``POSSIBLE``, a ``distributed.Client``, a cluster object (with ``get_client()``
+        or ``scheduler_address``), or an executor. Nothing that is given as an object is closed.
     config
         What is kept, and how long is waited.
 
@@ -111,7 +111,7 @@ def resolve_executor(dask: Any = None, config: EngineConfig | None = None) -> It
 
 def _target(dask: Any) -> tuple[str, Any]:
     if dask is None:
-        return ENGINES["threads"], ""
+        return "scvi_dist.analysis.thread_engine:as_fits", ""
     if isinstance(dask, str):
         kind, _, rest = dask.partition(":")
         if kind in ("tcp", "tls"):

@@ -1,4 +1,4 @@
-"""Pictures of what was found of cells: genes that differ, samples that differ, models that fit.
+"""Pictures of what was found of cells: genes that differ, and samples that differ.
 
 Axis suffixes: ``g`` genes, ``c`` comparisons.
 """
@@ -125,53 +125,6 @@ def heat_map(
     return figures.write(figure, path, title)
 
 
-def predicted_against_observed(
-    tables: dict[str, pd.DataFrame], raw: str, path: str | os.PathLike[str], title: str = ""
-) -> Path:
-    """A row of panels for each metric, one for each model: drawn counts against observed ones.
-
-    Parameters
-    ----------
-    tables
-        Heading -> a column for each model, and one named ``raw`` of the observed counts.
-    """
-    models = [name for name in next(iter(tables.values())).columns if name != raw]
-    figure = figures.new_figure(3.9 * len(models) + 0.3, 3.7 * len(tables) + 0.4)
-    for row, (heading, table) in enumerate(tables.items()):
-        for column, model in enumerate(models):
-            axes = figure.add_subplot(len(tables), len(models), row * len(models) + column + 1)
-            both = table[[raw, model]].dropna()
-            _against(axes, both[raw].to_numpy(), both[model].to_numpy(), heading)
-            axes.set_ylabel(f"{model}", fontsize=9, color=figures.INK)
-    return figures.write(figure, path, title)
-
-
-def calibration_curves(
-    coverage: pd.DataFrame, path: str | os.PathLike[str], title: str = ""
-) -> Path:
-    """Share of observed counts within credible intervals, against their width; the file written.
-
-    Parameters
-    ----------
-    coverage
-        Indexed by the intervals' width, a column for each model.
-    """
-    figure = figures.new_figure(5.2, 4.8)
-    axes = figure.add_subplot(1, 1, 1)
-    axes.plot([0, 1], [0, 1], color=figures.QUIET, lw=1, ls=":", label="calibrated")
-    ordered = coverage.sort_index()
-    for number, name in enumerate(ordered.columns):
-        colour = figures.EIGHT_COLOURS[number % len(figures.EIGHT_COLOURS)]
-        axes.plot(ordered.index, ordered[name], color=colour, marker="o", ms=4, lw=2, label=name)
-    axes.set_xlabel("width of the interval", fontsize=10, color=figures.INK)
-    axes.set_ylabel("share of observed counts within", fontsize=10, color=figures.INK)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, fontsize=9)
-    figures.strip(axes, ("top", "right"))
-    return figures.write(figure, path, title)
-
-
 def called_genes(part: pd.DataFrame) -> np.ndarray:
     """bool ``[g]``: rows that are called; in vanilla mode those with a large Bayes factor."""
     named = [name for name in part.columns if str(name).startswith("is_de_fdr_")]
@@ -245,26 +198,6 @@ def _name_genes(
                 ha="center",
                 color=figures.INK,
             )
-
-
-def _against(axes: "Axes", observed: np.ndarray, drawn: np.ndarray, heading: str) -> None:
-    rows = figures.subsample(len(observed), MOST_POINTS)
-    axes.scatter(
-        observed[rows], drawn[rows], s=6, lw=0, alpha=0.5, color="#0072b2", rasterized=True
-    )
-    both = np.concatenate([observed, drawn]) if len(observed) else np.array([0.0, 1.0])
-    low, high = float(np.min(both)), float(np.max(both))
-    axes.plot([low, high], [low, high], color=figures.INK, lw=0.9, ls=":")
-    r = np.corrcoef(observed, drawn)[0, 1] if len(observed) > 1 else np.nan
-    error = float(np.mean(np.abs(observed - drawn))) if len(observed) else np.nan
-    axes.set_title(
-        f"{heading}\nr = {r:.3f}, mean error {error:.3g}",
-        loc="left",
-        fontsize=10,
-        color=figures.INK,
-    )
-    axes.set_xlabel("observed", fontsize=9, color=figures.INK)
-    figures.strip(axes, ("top", "right"))
 
 
 def _size_legend(axes: "Axes") -> None:

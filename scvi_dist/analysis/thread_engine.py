@@ -32,6 +32,11 @@ from scvi_dist.dataloaders.threads import DaemonPool
 from scvi_dist.errors import ConfigError, WaitTimeout
 from scvi_dist.module.base import BaseModule
 
+RESULTS_BYTES = 512 << 20
+"""What results of parts may take in all, where nobody says how many threads there are."""
+_MERGED = 2
+"""Results in memory besides those being computed: the total, and that of a root."""
+
 
 @contextmanager
 def in_this_thread(given: str, config: EngineConfig) -> Iterator[Executor]:
@@ -39,6 +44,12 @@ def in_this_thread(given: str, config: EngineConfig) -> Iterator[Executor]:
     if given:
         raise ConfigError(f"dask='sync' takes nothing behind it, seen {given!r}.")
     yield ThreadEngine(1, config)
+
+
+@contextmanager
+def as_fits(given: str, config: EngineConfig) -> Iterator[Executor]:
+    """As many parts at a time as there are cores, and as their results fit some memory."""
+    yield ThreadEngine(usable_cores(), config, RESULTS_BYTES)
 
 
 @contextmanager
@@ -53,6 +64,8 @@ class ThreadEngine:
 
     n_threads: int
     config: EngineConfig
+    results_bytes: int | None = None
+    """What results may take; there are fewer threads if they are large. None: no bound."""
 
     def __call__(
         self,
@@ -92,8 +105,8 @@ class ThreadEngine:
         numbers = range(first, len(plan.parts))
         # A GPU is kept busy by one thread, and has no memory for copies.
         on_cpu = module is None or module.device.type == "cpu"
-        n_threads = min(self.n_threads, max(len(numbers), 1)) if on_cpu else 1
-        modules = _Modules(module, n_threads)
+        n_threads = min(self.n_threads, len(numbers)) if on_cpu else 1
+        modules = _Modules(module)
         cuts = PartCuts(cells, plan)
 
         def compute(number: int) -> Partial:
@@ -104,17 +117,42 @@ class ThreadEngine:
                     except (MemoryError, torch.OutOfMemoryError) as error:
                         cuts.split(number, str(error) or "out of memory")
 
-        results = (
-            ((number, compute(number)) for number in numbers)
-            if n_threads == 1
-            else _as_they_end(compute, numbers, n_threads, self.config.part_limit_s)
-        )
         n_cells = plan.parts[first - 1][1] if first else 0
-        for number, partial in results:
+        for number, partial in self._results(compute, numbers, n_threads, modules):
             n_cells += plan.parts[number][1] - plan.parts[number][0]
             if cells.config.on_progress is not None:
                 cells.config.on_progress(n_cells, plan.n_cells)
             yield number, partial
+            # It may have been merged into another; the next one needs the memory.
+            del partial
+
+    def _results(
+        self,
+        compute: Callable[[int], Partial],
+        numbers: range,
+        n_threads: int,
+        modules: "_Modules",
+    ) -> Iterator[tuple[int, Partial]]:
+        """Results of all numbers; the first one may decide how many threads there are."""
+        if numbers and (self.results_bytes is not None or n_threads <= 1):
+            partial = compute(numbers[0])
+            n_threads = self._fitting(n_threads, partial)
+            yield numbers[0], partial
+            del partial
+            numbers = numbers[1:]
+        if n_threads <= 1:
+            for number in numbers:
+                yield number, compute(number)
+            return
+        modules.copy(n_threads - 1)
+        yield from _as_they_end(compute, numbers, n_threads, self.config.part_limit_s)
+
+    def _fitting(self, n_threads: int, partial: Partial) -> int:
+        """So many threads, or as many as have room for results like this one."""
+        if self.results_bytes is None:
+            return n_threads
+        n_bytes = max(sum(value.nbytes for value in partial.values()), 1)
+        return min(n_threads, max(self.results_bytes // n_bytes - _MERGED, 1))
 
 
 def _computed(
@@ -152,11 +190,15 @@ def _as_they_end(
                     f"{sorted(running.values())} are being computed. Take smaller parts, or raise "
                     "part_limit_s."
                 )
-            for future in done:
+            while done:
+                future = done.pop()
                 number = running.pop(future)
                 for after in islice(left, 1):
                     running[pool.submit(compute, after)] = after
-                yield number, future.result()
+                result = future.result()
+                del future
+                yield number, result
+                del result
     finally:
         pool.stop()
 
@@ -164,10 +206,13 @@ def _as_they_end(
 class _Modules:
     """Copies of a module, for one thread each: its noise is that of the cells in use."""
 
-    def __init__(self, module: BaseModule | None, n_threads: int) -> None:
-        # All before any is in use: a copy would have the noise that is bound then for ever.
-        copies = [copy.deepcopy(module) for _ in range(n_threads - 1)]
-        self._idle: deque[BaseModule | None] = deque([module, *copies])
+    def __init__(self, module: BaseModule | None) -> None:
+        self._original = module
+        self._idle: deque[BaseModule | None] = deque([module])
+
+    def copy(self, n: int) -> None:
+        """Make more of them, while none is in use: the noise that is bound then would stay."""
+        self._idle.extend(copy.deepcopy(self._original) for _ in range(n))
 
     @contextmanager
     def borrowed(self) -> Iterator[BaseModule | None]:

@@ -71,7 +71,7 @@ class AbundanceOptions:
 class PredictiveOptions:
     """Which metrics, on which cells."""
 
-    metrics: tuple[str, ...] = (*_MOMENTS, "calibration")
+    metrics: tuple[str, ...] = _METRICS
     n_samples: int = 10
     groupby: str | None = None
     cells: int | None = None
@@ -177,13 +177,15 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
         )
         labels = store.read_obs([rows_key])[rows_key].astype(str).to_numpy()
         means = mean_enrichment(table, labels).rename_axis(rows_key)
-        best = means.idxmax(axis=1)
+        strongest = means.stack().sort_values(key=np.abs, ascending=False)[:_SHOWN_GROUPS]
         return Found(
             tables={"da": table.rename_axis("cell"), "da_means": means},
             metrics={"da/samples": float(table.shape[1])},
             rows={
                 "samples": f"{table.shape[1]}",
-                "most abundant": "\n".join(f"{row}: {best[row]}" for row in means.index[:12]),
+                "strongest": "\n".join(
+                    f"{value:+.3f}  {row} in {sample}" for (row, sample), value in strongest.items()
+                ),
             },
         )
 
@@ -192,7 +194,7 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
     def draw(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
         from scvi_dist.analysis import result_figures
 
-        label = "log density, less the samples' mean"
+        label = "log density, less means of cell and sample"
         path = folder / "abundance.png"
         return [result_figures.heat_map(tables["da_means"], path, title, label)]
 
@@ -200,8 +202,12 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
 
 
 def mean_enrichment(table: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
-    """Mean over the cells of each label of log densities, less each cell's mean over samples."""
+    """Mean over the cells of each label of log densities, less each cell's and sample's mean.
+
+    What is left is how much more of a label's cells lie where a sample is dense than one expects.
+    """
     centred = table.sub(table.mean(axis=1), axis=0)
+    centred = centred - centred.mean()
     centred.columns = [str(name) for name in centred.columns]
     return centred.groupby(labels).mean()
 
@@ -213,7 +219,7 @@ def predictive_check(asked: Asked, display: Display, options: PredictiveOptions)
     """``scvi-dist ppc``."""
 
     def compute(model: Any, store: "Store", executor: "Executor") -> Found:
-        from scvi_dist.criticism import DEOptions, PosteriorPredictiveCheck
+        from scvi_dist.criticism import create_criticism_report
 
         if options.groupby is not None:
             checked_column(store, options.groupby, "--groupby")
@@ -221,38 +227,28 @@ def predictive_check(asked: Asked, display: Display, options: PredictiveOptions)
         if options.cells is not None and options.cells < store.n_obs:
             rng = np.random.default_rng(asked.seed)
             rows = np.sort(rng.choice(store.n_obs, options.cells, replace=False))
-        check = PosteriorPredictiveCheck(
-            None,
-            {type(model).__name__: model},
+        report = create_criticism_report(
+            model,
+            skip_metrics=[name for name in _METRICS if name not in options.metrics],
             n_samples=options.n_samples,
+            label_key=options.groupby,
+            save_folder=asked.out,
             indices=rows,
             modality=options.modality,
             seed=asked.seed,
             executor=executor,
         )
-        check.run(options.metrics, de=DEOptions(de_groupby=options.groupby))
-        return _described_check(check)
+        return _described_check(report.check)
 
     def draw(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
-        from scvi_dist.analysis import result_figures
-
-        paths = []
-        scatters = {what: tables[name] for name, what in _MOMENTS.items() if name in tables}
-        if scatters:
-            title = "Drawn and observed counts"
-            path = folder / "scatter.png"
-            paths.append(result_figures.predicted_against_observed(scatters, _RAW, path, title))
-        if "coverage" in tables:
-            path = folder / "calibration.png"
-            title = "Credible intervals of counts"
-            paths.append(result_figures.calibration_curves(tables["coverage"], path, title))
-        return paths
+        # The report has drawn them.
+        return sorted(folder.glob("*.png"))
 
     return run_analysis("ppc", asked, options, compute, draw, display)
 
 
 def _described_check(check: Any) -> Found:
-    found = Found(tables={})
+    found = Found(tables={}, files=["report.html", "report.md", "metrics.json"])
     for name, what in _MOMENTS.items():
         if name in check.metrics:
             table = found.tables[name] = check.metrics[name]

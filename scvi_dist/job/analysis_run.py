@@ -52,6 +52,8 @@ class Found:
     """Numbers that MLflow shows."""
     rows: dict[str, str] = field(default_factory=dict)
     """What a person reads."""
+    files: list[str] = field(default_factory=list)
+    """Names of further files in the folder."""
 
 
 Compute = Callable[[Any, "Store", "Executor"], Found]
@@ -128,7 +130,12 @@ def _compute(
         part.replace(folder.path / f"{table_name}.parquet")
     folder.done(
         TABLES,
-        {"names": list(found.tables), "metrics": found.metrics, "rows": found.rows},
+        {
+            "names": list(found.tables),
+            "metrics": found.metrics,
+            "rows": found.rows,
+            "files": found.files,
+        },
     )
     folder.forget_sums()
 
@@ -205,6 +212,8 @@ def _log(folder: AnalysisFolder, tracker: Tracker) -> None:
     known = folder.remembered(TABLES)
     for name in known["names"]:
         tracker.log_file(folder.path / f"{name}.parquet", "tables")
+    for name in known["files"]:
+        tracker.log_file(folder.path / name, "report")
     for path in folder.remembered(FIGURES):
         tracker.log_figure(path)
     if known["metrics"]:
@@ -215,6 +224,8 @@ def _say(folder: AnalysisFolder, display: Display, look: str) -> None:
     known = folder.remembered(TABLES)
     tables = [str(folder.path / f"{name}.parquet") for name in known["names"]]
     rows = {**known["rows"], "tables": "\n".join(tables)}
+    if known["files"]:
+        rows["report"] = str(folder.path / known["files"][0])
     if folder.remembered(FIGURES):
         rows["figures"] = "\n".join(folder.remembered(FIGURES))
     then = f"See the run in MLflow:\n  {look}" if look else ""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from scvi_dist.analysis.abundance import (
@@ -13,8 +12,10 @@ from scvi_dist.analysis.abundance import (
     Mixtures,
     PosteriorPass,
     Samples,
+    write_abundance,
 )
 from scvi_dist.analysis.engines import Executor, resolve_executor
+from scvi_dist.analysis.output import Out
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data.open import is_anndata, is_mudata
 from scvi_dist.errors import ConfigError
@@ -37,14 +38,16 @@ class AbundanceModel(LatentModel):
         dof: float | None = None,
         *,
         adata_sub: Source = None,
+        out: Out = None,
         seed: int | None = None,
         dask: Any = None,
         executor: Executor | None = None,
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame | str:
         """Log-density of each cell's place in the latent space, under each sample.
 
-        A sample is the mixture, in equal parts, of its cells' posteriors; the place of a cell is
-        the mean of its posterior. Differences between samples are log ratios of abundance there.
+        A sample is the mixture, in equal parts, of its cells' posteriors, whose scales are standard
+        deviations; the place of a cell is the mean of its posterior. Differences between samples
+        are log ratios of abundance there.
 
         Parameters
         ----------
@@ -59,8 +62,11 @@ class AbundanceModel(LatentModel):
         dof
             Degrees of freedom of Student's t; normal components where None.
         adata_sub
-            Other cells whose log-densities are wanted; those of ``adata`` where None. For millions
-            of cells the work is cells times components, so give fewer of either.
+            Other cells whose log-densities are wanted; those of ``adata`` where None. The work is
+            cells times components: of millions give fewer of either.
+        out
+            Path or URL of a Zarr store that the result is written to, shard by shard; a call that
+            was interrupted goes on. Its X are the log-densities, its "genes" the samples.
         seed
             Of the cells that are drawn; taken from torch's global generator where None.
         dask
@@ -72,15 +78,15 @@ class AbundanceModel(LatentModel):
         Returns
         -------
         float32 DataFrame ``[n, samples]``, samples in the order in which they first occur. An
-        AnnData (or MuData) in memory also gets it as ``obsm["da_log_probs"]``.
+        AnnData (or MuData) in memory also gets it as ``obsm["da_log_probs"]``. With ``out`` the
+        store's URL.
 
         Memory is 8 bytes for each cell and latent dimension, besides the result.
 
         Source
         ------
         Boyeau et al. 2022, "Deep generative modeling of sample-level heterogeneity in single-cell
-        genomics", the aggregated posterior; its components have the posterior's standard
-        deviation as their scale.
+        genomics": the aggregated posterior.
         """
         if sample_key is None:
             raise ConfigError("sample_key is needed: the column of obs with each cell's sample.")
@@ -89,21 +95,20 @@ class AbundanceModel(LatentModel):
         labels = cells.source.store.read_obs([sample_key])[sample_key]
         samples = Samples.of(labels.to_numpy(dtype=object))
         samples = samples.limited(num_cells_posterior, cells.config.seed)
+        scored = cells if adata_sub is None else self._stored(adata_sub, batch_size, seed)
         with resolve_executor(executor or dask) as run:
-            if adata_sub is None:
-                scored, posteriors = cells, run(PosteriorPass(), self.module, cells)
-                points_nk, chosen = posteriors[LOC], samples.components
-            else:
-                scored = self._stored(adata_sub, batch_size, seed)
-                points_nk = run(PosteriorPass(), self.module, scored)[LOC]
-                those = StoreCells(
-                    cells.source, cells.selection.subset(samples.components), cells.config
-                )
-                posteriors = run(PosteriorPass(), self.module, those)
-                chosen = np.arange(len(samples.components))
+            # The places of the samples' own cells are there already.
+            whole = adata_sub is None and out is None
+            parts = cells.selection.subset(samples.components)
+            those = cells if whole else StoreCells(cells.source, parts, cells.config)
+            posteriors = run(PosteriorPass(), self.module, those)
+            chosen = samples.components if whole else slice(None)
             mixtures = Mixtures(
                 posteriors[LOC][chosen], posteriors[SCALE][chosen], samples.bounds, dof
             )
+            if out is not None:
+                return write_abundance(self.module, scored, mixtures, samples, out)
+            points_nk = posteriors[LOC] if whole else run(PosteriorPass(), self.module, scored)[LOC]
             result = run(AbundancePass(mixtures, points_nk), None, scored)[LOG_PROBS]
         table = pd.DataFrame(result, index=scored.obs_names(), columns=list(samples.names))
         self._keep(table, adata if adata_sub is None else adata_sub)

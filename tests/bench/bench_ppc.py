@@ -65,6 +65,7 @@ def check_of(side: str, adata: Any, n_samples: int) -> Any:
         scvi.model.SCVI.setup_anndata(adata)
         model = scvi.model.SCVI(adata)
         model.is_trained_ = True
+        model.module.eval()
         # The name is the only one that its calibration works with.
         return PosteriorPredictiveCheck(adata, {"model1": model}, n_samples=n_samples)
     from scvi_dist.criticism import PosteriorPredictiveCheck as Check

@@ -11,6 +11,7 @@ from typing import Any
 import cell_passes as cp
 import cloudpickle
 import h5py
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
@@ -119,7 +120,9 @@ def test_a_part_that_does_not_fit_is_split(client: Client, cells: StoreCells, mo
 
 
 def test_cells_that_never_fit_are_named(client: Client, cells: StoreCells, module: VAE) -> None:
-    with pytest.raises(BudgetExceeded, match=r"rows 0 to 199 of .*cells\.h5ad.*do not fit"):
+    # Of two parts that do not fit, whichever is known first is told of.
+    rows = r"rows (0 to 199|200 to 399) of .*cells\.h5ad.*do not fit"
+    with pytest.raises(BudgetExceeded, match=rows):
         on(client, cp.Greedy(fits=3), module, cells, parts=Parts(part_cells=200))
 
 
@@ -210,3 +213,32 @@ def _kill_once_kept(scheduler: subprocess.Popen[bytes], folder: Path) -> None:
     cp.comes(lambda: list((folder / "sums").glob("*.npz")))
     cp.comes((folder / "waiting").exists)
     scheduler.kill()
+
+
+def test_differential_expression_survives_the_death_of_a_worker(
+    client: Client, path: Path, module: VAE, tmp_path: Path
+) -> None:
+    model = cp.model_of(path)
+    for estimator in ("full", "sample"):
+        how = {"groupby": "batch", "estimator": estimator, "mode": "change", "seed": 3}
+        want = model.differential_expression(dask=_cut(run_here), **how)
+        (tmp_path / estimator).mkdir()
+        with resolve_executor(client, EngineConfig(**LIMITS)) as executor:
+            kills = _killing(_cut(executor), str(tmp_path / estimator))
+            found = model.differential_expression(dask=kills, **how)
+        assert (tmp_path / estimator / "seen").exists()
+        pd.testing.assert_frame_equal(found, want, check_exact=True)
+
+
+def _cut(executor: Any) -> Any:
+    """The executor, with many small parts."""
+    return lambda cell_pass, module, cells, parts=None: executor(cell_pass, module, cells, PARTS)
+
+
+def _killing(executor: Any, folder: str) -> Any:
+    """The executor, of whose workers one dies in the middle of a pass."""
+
+    def run(cell_pass: Any, module: Any, cells: Any, parts: Any = None) -> Any:
+        return executor(cp.Deadly(cell_pass, folder), module, cells, parts)
+
+    return run

@@ -16,6 +16,9 @@ COMMON = ("-h", "--help", "-q", "--quiet", "--debug")
 COPY = (
     *(*COMMON, "SRC", "--layer", "--layout", "--chunk-rows", "--codec", "--overwrite", "--option"),
 )
+ANALYSIS = (
+    *(*COMMON, "MODEL", "STORE", "--out", "--dask", "--filter", "--seed", "--tracking", "--option"),
+)
 OPTIONS = {
     "": {"-h", "--help", "--version"},
     "demo": {
@@ -33,6 +36,12 @@ OPTIONS = {
     "jobs logs": {*COMMON, "--address", "NAME", "-f", "--follow"},
     "jobs stop": {*COMMON, "--address", "NAME"},
     "jobs status": {*COMMON, "--address", "NAME", "--json"},
+    "de": {
+        *(*ANALYSIS, "--groupby", "--group1", "--group2", "--mode", "--estimator", "--delta"),
+        *("--batch-correction", "--fdr"),
+    },
+    "da": {*ANALYSIS, "--sample-key", "--groupby", "--cells-posterior"},
+    "ppc": {*ANALYSIS, "--metrics", "--n-samples", "--groupby", "--cells", "--modality"},
     "store": {"-h", "--help"},
     "store info": {*COMMON, "--json", "--layer", "--option", "URL"},
     "store convert": {*COPY, "--kind", "DST"},

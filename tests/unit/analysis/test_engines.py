@@ -3,7 +3,7 @@
 import pickle
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cell_passes as cp
 import numpy as np
@@ -21,6 +21,7 @@ from scvi_dist.analysis.part_work import (
     merge_pieces,
 )
 from scvi_dist.analysis.streaming import StoreCells
+from scvi_dist.analysis.thread_engine import ThreadEngine
 from scvi_dist.errors import (
     BudgetExceeded,
     CheckpointError,
@@ -318,3 +319,20 @@ def test_nobody_listening_is_told_in_time() -> None:
 def test_limits_are_positive() -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         EngineConfig(part_limit_s=0)
+
+
+def test_threads_are_fewer_where_results_are_large(cells: StoreCells, module: VAE) -> None:
+    class Telling(cp.Expression):
+        seen: ClassVar[set[int]] = set()
+
+        def compute(self, module: Any, cells: StoreCells, payload: Any) -> Any:
+            self.seen.add(threading.get_ident())
+            return super().compute(module, cells, payload)
+
+    want = run_here(cp.Expression(), module, cells, PARTS)
+    for results_bytes, most in ((1, 1), (None, 3), (10**9, 4)):
+        Telling.seen.clear()
+        engine = ThreadEngine(3, EngineConfig(), results_bytes)
+        cp.same(engine(Telling(), module, cells, PARTS), want)
+        assert len(Telling.seen) <= most
+        assert most == 1 or len(Telling.seen) > 1
