@@ -176,17 +176,20 @@ class Job:
                     written += len(chunk)
                     lost_at = None
                 facts = self.facts()
-                if facts.has_ended:
-                    self._write_rest(write, written)
-                    return facts
-                lost_at = None
-            except (ClusterUnreachable, OSError, RuntimeError) as error:
+                rest = self.logs()[written:] if facts.has_ended else ""
+            except ClusterUnreachable as error:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > RECONNECT_S:
                     raise ClusterUnreachable(
                         f"{self.jobs.address} has not answered for {RECONNECT_S:.0f} s. The job "
                         f"{self.name} goes on if its cluster does."
                     ) from error
+            else:
+                lost_at = None
+                if rest:
+                    write(rest)
+                if facts.has_ended:
+                    return facts
             time.sleep(POLL_S)
 
     def wait(self, timeout_s: float) -> JobFacts:
@@ -206,11 +209,6 @@ class Job:
         with self.jobs._asking():
             return self.jobs._client.stop_job(self.name)
 
-    def _write_rest(self, write: Write, written: int) -> None:
-        rest = self.logs()[written:]
-        if rest:
-            write(rest)
-
 
 def facts_of(details: Any) -> JobFacts:
     """From Ray's own record of a job."""
@@ -226,7 +224,15 @@ def facts_of(details: Any) -> JobFacts:
 
 
 def _tail(client: Any, name: str, skip: int) -> Iterator[str]:
-    """What a job writes, without its first ``skip`` characters; Ray sends all anew each time."""
+    """What a job writes, without its first ``skip`` characters; Ray sends all anew each time.
+
+    Raises
+    ------
+    ClusterUnreachable
+        The connection was lost before the end.
+    """
+    from aiohttp import ClientError
+
     with asyncio.Runner() as runner:
         chunks = client.tail_job_logs(name)
         try:
@@ -235,6 +241,8 @@ def _tail(client: Any, name: str, skip: int) -> Iterator[str]:
                     chunk = runner.run(anext(chunks))
                 except StopAsyncIteration:
                     return
+                except (ClientError, OSError, RuntimeError) as error:
+                    raise ClusterUnreachable(f"the log of {name} broke off: {error}") from error
                 new = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if new:

@@ -1,9 +1,10 @@
 """What is sent to a cluster, what is refused before, and what a job's end means."""
 
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import scvi_dist
 from scvi_dist import cli, cli_jobs
 from scvi_dist.config import load_run
 from scvi_dist.errors import ClusterUnreachable, ConfigError
@@ -221,3 +223,47 @@ def test_asking_a_cluster_loads_nothing_that_trains() -> None:
         "loaded = {'torch', 'numpy', 'ray', 'mlflow'} & set(sys.modules)\nassert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Starts the job's script where "python" on PATH is one without Ray, as on many hosts."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3"):
+        path = tmp_path / "bin" / name
+        path.write_text("#!/bin/sh\nexit 1\n")
+        path.chmod(0o755)
+    run_file("nonsense: 1\n")
+
+    def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        root = str(Path(scvi_dist.__file__).parents[1])
+        own = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": root, **environment}
+        script = Path(submission.__file__).parent / submission.SCRIPT
+        return subprocess.run(
+            ["sh", str(script), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={k: v for k, v in os.environ.items() if k != "SCVI_DIST_PYTHON"} | own,
+        )
+
+    return start
+
+
+def test_the_script_takes_an_interpreter_that_has_what_it_needs(started, tmp_path: Path) -> None:
+    none = started()
+    assert none.returncode == cli.USAGE
+    assert "submit with --package" in none.stderr
+    told = started(SCVI_DIST_PYTHON=sys.executable)
+    assert told.returncode == cli.USAGE
+    assert f"{tmp_path}/run.yaml, line 1: nonsense" in told.stderr
+    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    found = started()
+    assert found.stderr == told.stderr
+
+
+def test_the_script_refuses_a_folder_that_its_host_does_not_see(started) -> None:
+    done = started("/not/mounted/here", SCVI_DIST_PYTHON=sys.executable)
+    assert done.returncode == cli.USAGE
+    assert "does not see /not/mounted/here" in done.stderr
