@@ -51,6 +51,7 @@ class KeepRunning(ControllerCallback):
         self._waiting_since: float | None = None
         self._looked_s = 0.0
         self._nodes: frozenset[str] = frozenset()
+        self._n_workers = 0
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._waiting_since = time.monotonic()
@@ -61,7 +62,9 @@ class KeepRunning(ControllerCallback):
             self._waiting_since = None
             self._follow_nodes()
         elif kind is Is.RESIZING:
-            self._save_first()
+            # Where there are fewer nodes, workers are gone that it would take.
+            if current_state.scaling_decision.num_workers > self._n_workers:
+                self._save_first()
             ask(self._collector.lost)
             self._waiting_since = time.monotonic()
         elif kind is Is.PREEMPTING and previous_state._state_type is not kind:
@@ -69,6 +72,9 @@ class KeepRunning(ControllerCallback):
         elif kind in (Is.RESTARTING, Is.RESCHEDULING, Is.SCHEDULING, Is.INITIALIZING):
             self._wait(kind)
             self._follow_nodes()
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        self._n_workers = resize_decision.num_workers
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
         if ask(self._collector.is_hopeless):

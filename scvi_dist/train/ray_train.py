@@ -3,6 +3,7 @@
 import signal
 import tempfile
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from scvi_dist.train.writer_claim import WriterClaim
 
 PLACE_S = 10
 """How long Ray Train waits for places for its workers until it looks at the cluster anew."""
+
+START_FAILURES = 10
+"""How often workers may fail before they train."""
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -132,8 +136,12 @@ def _run_connected(
             run_config=ray.train.RunConfig(
                 name="train",
                 storage_path=str(storage),
-                # How long it waits for nodes is for KeepRunning to say.
-                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=config.max_failures,
+                    # How long it waits for places is for KeepRunning to say.
+                    controller_failure_limit=START_FAILURES
+                    + ceil(config.start_timeout_s / PLACE_S),
+                ),
                 callbacks=[KeepRunning(collector, config)],
                 worker_runtime_env={"env_vars": dict(config.env_vars)},
                 logging_config=LoggingConfig(log_level="ERROR"),
