@@ -1,0 +1,166 @@
+"""A linear layer of sparse columns beside the dense one, and what else kernels do with counts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from count_cases import sparse
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scvi_dist.errors import ConfigError
+from scvi_dist.kernels.choice import KERNELS, checked_name, kernel_for
+from scvi_dist.kernels.problem import Head
+from scvi_dist.kernels.scales import log_totals, scales_of
+from scvi_dist.kernels.sparse_linear import SparseColumns, column_major
+from scvi_dist.nn import FCLayers
+from scvi_dist.nn.partly_frozen import PartlyFrozenLinear
+
+each_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
+
+
+def counts(n: int, g: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x_ng = rng.poisson(0.4, (n, g)).astype(np.float32)
+    x_ng[0] = 0
+    return x_ng
+
+
+def gradients(layer: torch.nn.Linear, out: Tensor, *more: Tensor) -> list[Tensor | None]:
+    layer.zero_grad()
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    return [layer.weight.grad, layer.bias.grad, *(value.grad for value in more)]
+
+
+@each_kernel
+@given(
+    n=st.integers(1, 40),
+    g=st.integers(1, 60),
+    c=st.integers(0, 3),
+    h=st.integers(1, 40),
+    by_column=st.booleans(),
+)
+def test_sparse_and_dense_columns_give_the_same(
+    kernel: str, n: int, g: int, c: int, h: int, by_column: bool
+) -> None:
+    x_ng = counts(n, g)
+    layer = torch.nn.Linear(g + c, h)
+    if by_column:
+        layer.weight.data = column_major(layer.weight.data)
+    dense_nc = torch.randn(n, c, requires_grad=True)
+    same_nc = dense_nc.detach().clone().requires_grad_()
+    expected = layer(torch.cat([torch.log1p(torch.from_numpy(x_ng)), same_nc], -1))
+    implementation = KERNELS[kernel]()
+    columns = SparseColumns(implementation.log1p(sparse(x_ng)), None, implementation)
+    seen = (columns.with_columns(dense_nc) if c else columns).linear(layer.weight, layer.bias)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+    expected_gradients = gradients(layer, expected, *([same_nc] if c else []))
+    expected_gradients = [value.clone() for value in expected_gradients]
+    for one, other in zip(
+        gradients(layer, seen, *([dense_nc] if c else [])), expected_gradients, strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@each_kernel
+def test_gradients_of_the_layer_are_exact(kernel: str) -> None:
+    implementation = KERNELS[kernel]()
+    columns = SparseColumns(sparse(counts(5, 7)), None, implementation)
+    weight = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    dense = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+
+    def layer(weight: Tensor, bias: Tensor, dense: Tensor) -> Tensor:
+        return columns.with_columns(dense).linear(weight, bias)
+
+    assert torch.autograd.gradcheck(layer, (weight, bias, dense))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_gradients_do_not_depend_on_the_threads(n_threads: int) -> None:
+    implementation = kernel_for(torch.device("cpu"), "numba")
+    columns = SparseColumns(sparse(counts(50, 30)), None, implementation)
+    layer = torch.nn.Linear(30, 37)
+    alone = gradients(layer, columns.linear(layer.weight, layer.bias))
+    alone = [value.clone() for value in alone]
+    torch.set_num_threads(n_threads)
+    try:
+        for one, other in zip(
+            gradients(layer, columns.linear(layer.weight, layer.bias)), alone, strict=True
+        ):
+            assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(1)
+
+
+@each_kernel
+def test_a_partly_frozen_layer_trains_its_last_columns(kernel: str) -> None:
+    layers = FCLayers(20, 6, n_cat_list=[3], n_layers=2, dropout_rate=0)
+    first = layers.fc_layers[0]
+    first._modules["0"] = PartlyFrozenLinear.of(first[0], 3)
+    x_ng, codes = counts(8, 20), torch.arange(8).remainder(3)[:, None]
+    implementation = KERNELS[kernel]()
+    layers(torch.from_numpy(x_ng), codes).square().sum().backward()
+    expected = first[0].weight.grad.clone()
+    first[0].weight.grad = None
+    seen = layers(SparseColumns(sparse(x_ng), None, implementation), codes)
+    seen.square().sum().backward()
+    torch.testing.assert_close(first[0].weight.grad, expected, rtol=1e-4, atol=1e-5)
+    assert not first[0].weight.grad[:, :20].any()
+    assert first[0].weight.grad[:, 20:].any()
+
+
+@each_kernel
+def test_sums_of_rows(kernel: str) -> None:
+    x_ng = counts(9, 11)
+    sums = KERNELS[kernel]().row_sums(sparse(x_ng))
+    assert torch.equal(sums, torch.from_numpy(x_ng.sum(1)))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "softplus"])
+def test_scales_of_some_genes_are_those_of_all(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scvi_dist.kernels import scales
+
+    monkeypatch.setattr(scales, "BLOCK_ENTRIES", 100)
+    hidden_nh, head = torch.randn(17, 5), Head(torch.randn(30, 5), torch.randn(30))
+    genes_k = torch.tensor([29, 3, 3])
+    logits_ng = head.logits(hidden_nh)
+    function = torch.nn.functional.softplus if activation == "softplus" else torch.softmax
+    all_ng = function(logits_ng) if activation == "softplus" else function(logits_ng, -1)
+    seen = scales_of(hidden_nh, head, activation, genes_k)
+    torch.testing.assert_close(seen, all_ng[:, genes_k])
+    torch.testing.assert_close(log_totals(hidden_nh, head), logits_ng.logsumexp(-1, keepdim=True))
+
+
+def test_an_unknown_kernel_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"no kernel 'nunba'.*numba"):
+        checked_name("nunba")
+
+
+def test_without_a_folder_for_compiled_code_kernels_still_work(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = (
+        "import numpy as np\n"
+        "from scvi_dist.kernels import sparse_rows\n"
+        "y = np.empty(2); sparse_rows.log1p_entries(np.array([0.0, 1.0]), y)\n"
+        "assert np.allclose(y, np.log([1, 2])); print('computed')\n"
+    )
+    where = {**os.environ, "NUMBA_CACHE_DIR": str(blocked / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=where, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "computed\n", done.stderr
+
+
+def test_importing_modules_loads_no_compiler() -> None:
+    code = "import sys, scvi_dist.module; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
