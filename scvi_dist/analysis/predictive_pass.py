@@ -130,6 +130,12 @@ class PredictivePass(CellPass):
         self.statistics = statistics
         self.counts = counts
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Open handles do not travel.
+        is_open = isinstance(self.counts, OpenSource)
+        counts = self.counts.cell_source if is_open else self.counts  # type: ignore[union-attr]
+        return {**self.__dict__, "counts": counts}
+
     @property
     def facts(self) -> Mapping[str, Any]:
         which = self.statistics

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_dist.analysis.cell_pass import Parts, PassPlan, merge, merge_into, run_here
+from scvi_dist.analysis.cell_pass import Parts, PassPlan, merge, merge_into, part_of, run_here
 from scvi_dist.analysis.engines import EngineConfig, resolve_executor
 from scvi_dist.analysis.part_work import (
     Job,
@@ -20,6 +20,7 @@ from scvi_dist.analysis.part_work import (
     finish_block,
     merge_pieces,
 )
+from scvi_dist.analysis.predictive_pass import PredictivePass, PredictiveStatistics
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.analysis.thread_engine import ThreadEngine
 from scvi_dist.errors import (
@@ -336,3 +337,16 @@ def test_threads_are_fewer_where_results_are_large(cells: StoreCells, module: VA
         cp.same(engine(Telling(), module, cells, PARTS), want)
         assert len(Telling.seen) <= most
         assert most == 1 or len(Telling.seen) > 1
+
+
+def test_a_predictive_pass_travels_with_where_its_counts_are(
+    cells: StoreCells, module: VAE
+) -> None:
+    statistics = PredictiveStatistics(n_samples=2, moments=True)
+    cell_pass = PredictivePass(statistics, cells.source)
+    plan = PassPlan.of(cell_pass, cells, PARTS)
+    job = Job.of(cell_pass, module, cells, plan).packed()
+    found = compute_parts(job, _packed(cell_pass, cells, plan.parts[1]), [1])
+    here = cell_pass.compute(module, part_of(cells, *plan.parts[1]), None)
+    np.testing.assert_array_equal(found[0]["raw_sum"], here["raw_sum"][:, :4])
+    np.testing.assert_array_equal(found[2]["model_sum"], here["model_sum"][:, 8:])
