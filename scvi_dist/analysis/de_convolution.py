@@ -133,7 +133,7 @@ def compared(
     options: DifferentialOptions,
     mean_counts: tuple[np.ndarray, np.ndarray] | None,
 ) -> Columns:
-    """Columns of the table, as :func:`~scvi_dist.analysis.de_pairs.compared_draws` gives them.
+    """Columns of the table, as those that :mod:`~scvi_dist.analysis.de_pairs` compares.
 
     The batches ``z`` of both sides are compared with each other, one by one.
     """

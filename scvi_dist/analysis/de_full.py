@@ -5,8 +5,8 @@ up, so that one pass serves every comparison, "the rest" is the sum of the other
 difference of two independent draws is the convolution of two histograms.
 
 Every cell is encoded once and drawn at least once; cells of a small stratum are drawn more often,
-all equally, so that no stratum is described by fewer draws than :mod:`~scvi_dist.analysis.de_draws`
-asks for.
+all equally, so that no stratum is described by fewer draws than
+:mod:`~scvi_dist.analysis.de_draws` asks for.
 
 Axis suffixes: ``n`` cells, ``r`` draws, ``f`` features, ``s`` strata, ``t`` strata decoded as one
 batch after the other, ``b`` bins, ``c`` comparisons.

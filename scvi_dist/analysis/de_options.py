@@ -37,7 +37,7 @@ class DifferentialOptions:
     filter_outlier_cells: bool = False
     """Leave out cells that lie apart from their population in the latent space."""
     n_samples_overall: int = 5_000
-    """Draws that each population is described by; see :mod:`scvi_dist.analysis.de_draws`."""
+    """Draws that describe each population; see :mod:`scvi_dist.analysis.de_draws`."""
     use_permutation: bool = False
     """Pair draws at random, with replacement."""
     m_permutation: int = 10_000

@@ -287,7 +287,7 @@ class TrainingPlan(pl.LightningModule):
     def _new_optimizer(self, params: list[nn.Parameter]) -> Optimizer:
         c = self.config
         if c.optimizer_creator is not None and c.optimizer == "Custom":
-            # Optimizers from elsewhere may see a parameter as one vector, which needs rows in order.
+            # One from elsewhere may see a parameter as one vector, which needs rows in order.
             for parameter in params:
                 parameter.data = parameter.data.contiguous()
             return c.optimizer_creator(params)
