@@ -3,6 +3,7 @@
 Axis suffixes: ``n`` cells, ``k`` latent, ``s`` samples.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
 from scvi_dist.analysis.output import Layout, Out, stored, write
-from scvi_dist.analysis.streaming import CellGroup, Cells, collect
+from scvi_dist.analysis.streaming import CellGroup, Cells, StoreCells, collect
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.vae import VAE
@@ -21,6 +22,8 @@ LATENT = "X_latent"
 """Key of obsm under which an output holds the latent representation."""
 MEAN, VARIANCE = "X_latent_qzm", "X_latent_qzv"
 """Keys of obsm under which an output holds the posterior's parameters."""
+SPARSE_BATCH_SIZE = 1_024
+"""Cells whose units, but not whose counts, are dense in memory."""
 SAMPLES_AT_ONCE = 256
 """Draws of a logistic normal variable in memory."""
 
@@ -66,6 +69,7 @@ def latent_representation(
     options: dict[str, Any] = {"give_mean": give_mean, "mc_samples": mc_samples}
     compute = partial(_latent, module=module, **options)
     names = [LATENT]
+    cells = _in_larger_batches(module, cells)
     if return_dist:
         compute, options = partial(_posterior, module=module), {}
         names = [MEAN, VARIANCE]
@@ -75,6 +79,14 @@ def latent_representation(
         return write(module, stored(cells), compute, out, layout, what)
     results = collect(module, cells, compute)
     return (results[MEAN], results[VARIANCE]) if return_dist else results[LATENT]
+
+
+def _in_larger_batches(module: VAE, cells: Cells) -> Cells:
+    """The same cells, more at a time where counts stay sparse: no result depends on that."""
+    if not isinstance(cells, StoreCells) or module.kernel == "torch":
+        return cells
+    size = max(cells.config.batch_size, SPARSE_BATCH_SIZE)
+    return StoreCells(cells.source, cells.selection, replace(cells.config, batch_size=size))
 
 
 def _posterior(group: CellGroup, module: VAE) -> dict[str, Tensor]:

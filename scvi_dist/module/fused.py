@@ -18,7 +18,7 @@ RECONSTRUCTION_LOSS = "reconstruction_loss"
 
 def has_kernels(module: Any) -> bool:
     """Whether kernels compute this module's likelihood."""
-    dtype = next(module.parameters()).dtype
+    dtype = module.z_encoder.mean_encoder.weight.dtype
     return module.args.gene_likelihood in LAWS and dtype in (torch.float32, torch.float64)
 
 

@@ -87,6 +87,12 @@ class VAENetworks(BaseModule):
         return self._embeddings_dict[REGISTRY_KEYS.BATCH_KEY]
 
     @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        # Asked for several times a step: the way through all parameters is long.
+        return self.z_encoder.mean_encoder.weight.device
+
+    @property
     def kernel(self) -> str:
         """Name of the implementation of the first layer and of the likelihood.
 

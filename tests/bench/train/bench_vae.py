@@ -10,6 +10,7 @@ from negative binomial laws with two batches; about 6 % of them are no zeros.
 """
 
 import argparse
+import logging
 import os
 import statistics
 import time
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--latent", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     cells = atlas(args.cells, args.genes)
     runs_of = steps if args.steps else latent if args.latent else training
