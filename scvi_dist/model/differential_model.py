@@ -23,6 +23,8 @@ from scvi_dist.model.latent_model import LatentModel
 
 Rows = Sequence[int] | Sequence[bool] | np.ndarray | str | None
 _BATCH_SIZE = 512
+_BLOCK_BYTES = 96 << 20
+"""Of the cells in use and those that are being read."""
 _FURTHER = (
     "n_samples_overall",
     "use_permutation",
@@ -116,9 +118,10 @@ class DifferentialModel(LatentModel):
         source = self._binding.open(adata, self._checks_counts)
         if seed is None:
             seed = int(torch.randint(2**31, ()).item())
-        return StoreCells(
-            source, config=StreamConfig(batch_size=batch_size or _BATCH_SIZE, seed=seed)
+        config = StreamConfig(
+            batch_size=batch_size or _BATCH_SIZE, budget_bytes=_BLOCK_BYTES, seed=seed
         )
+        return StoreCells(source, config=config)
 
     def _compare(
         self,
