@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from scvi_dist.analysis.cell_pass import CellPass, Partial, Parts, Rule
+from scvi_dist.analysis.cell_pass import CellPass, Partial, Parts, Rule, run_here
 from scvi_dist.analysis.de_convolution import Sides, compared
 from scvi_dist.analysis.de_counts import Columns, CountsOfSides, counts_of, taking_part
 from scvi_dist.analysis.de_decode import (
@@ -42,6 +42,7 @@ from scvi_dist.analysis.raw_statistics import (
     RAW_RULES,
     RawSums,
     added,
+    digest_of,
 )
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import CellGroup, StoreCells, computed
@@ -99,6 +100,7 @@ class HistogramPass(CellPass):
         has_counts: bool,
     ) -> None:
         self._codes_n: np.ndarray | None = codes_n
+        self._digest = digest_of(codes_n)
         self.draws_s = draws_s
         self.grid = grid
         self.batches = batches
@@ -113,6 +115,7 @@ class HistogramPass(CellPass):
     def facts(self) -> Mapping[str, Any]:
         return {
             "pass": "histograms of scales",
+            "strata": self._digest,
             "grid": self.grid.digest(),
             "draws": self.draws_s.tolist(),
             "batches": list(self.batches),
@@ -188,7 +191,8 @@ def histogram_columns(
     draws_s = np.array([-(-draws_of(int(n), wanted) // max(int(n), 1)) for n in cells_s])
     grid = _grid(module, cells, grouping, batches, how, run, options.seed)
     the_pass = HistogramPass(codes_n, draws_s, grid, batches, how, has_counts)
-    parts = Parts(part_cells=max(those.n_cells, 1)) if _is_here(run) else Parts()
+    # Here parts would follow one another, and each needs the memory of all histograms.
+    parts = Parts(part_cells=max(those.n_cells, 1)) if run is run_here else Parts()
     merged = run(the_pass, module, those, parts)
     drawn_s = np.tile(cells_s * draws_s, len(batches))
     facts = {
@@ -213,12 +217,6 @@ def histogram_columns(
             yield compared(first, second, grid, options, means)
 
     return Found(zip(grouping.comparisons, columns(), counts, strict=True), facts)
-
-
-def _is_here(run: Executor) -> bool:
-    from scvi_dist.analysis.cell_pass import run_here
-
-    return run is run_here
 
 
 def _grid(

@@ -8,6 +8,8 @@ Axis suffixes: ``t`` tiles, ``r`` draws, ``g`` features of a tile, ``f`` all fea
 ``l`` levels. Rows are unsigned numbers: others would be looked at for being negative.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -216,7 +218,7 @@ def describe(x_gq: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
-def _count_below(x_q: np.ndarray, value: np.float32) -> int:
+def _count_below(x_q: np.ndarray, value: np.float32) -> np.int64:
     below = np.int32(0)
     for q in range(len(x_q)):
         below += np.int32(x_q[q] < value)
@@ -225,7 +227,7 @@ def _count_below(x_q: np.ndarray, value: np.float32) -> int:
 
 @njit(nogil=True, cache=True)
 def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.ndarray) -> int:
-    n_near = 0
+    n_near: Any = 0
     for q in range(len(x_q)):
         # Without a branch: half of the values are below, which no processor can foresee.
         near_q[n_near] = x_q[q]
@@ -241,6 +243,7 @@ def _median(
     n_pairs = len(x_q)
     rank_low, rank_high = (n_pairs - 1) // 2, n_pairs // 2
     # All values are at least the lower and below the upper bound, which is infinite at first.
+    lower: Any
     lower, below, upper, upto = np.float32(low), 0, np.float32(np.inf), n_pairs
     left, right = mean - 0.2 * std, mean + 0.2 * std
     for attempt in range(_ATTEMPTS):

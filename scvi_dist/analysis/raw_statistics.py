@@ -8,6 +8,7 @@ Axis suffixes: ``n`` cells, ``s`` strata (groups that share no cell), ``g`` gene
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,15 +95,16 @@ class RawStatisticsPass(CellPass):
 
     def __init__(self, codes_n: np.ndarray, n_strata: int) -> None:
         self._codes_n: np.ndarray | None = codes_n
+        self._digest = digest_of(codes_n)
         self.n_strata = n_strata
 
     def __getstate__(self) -> dict[str, Any]:
         # Each part gets the codes of its own cells.
-        return {"_codes_n": None, "n_strata": self.n_strata}
+        return {**self.__dict__, "_codes_n": None}
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"pass": "raw statistics", "strata": self.n_strata, "target_sum": TARGET_SUM}
+        return {"pass": "raw statistics", "strata": self._digest, "target_sum": TARGET_SUM}
 
     def payload(self, positions: np.ndarray) -> np.ndarray:
         assert self._codes_n is not None, "codes do not travel with the pass"
@@ -114,6 +116,11 @@ class RawStatisticsPass(CellPass):
         for _ in added(sums, cells.blocks(), payload):
             pass
         return sums.partial()
+
+
+def digest_of(codes_n: np.ndarray) -> str:
+    """32 hex digits of the strata of all cells."""
+    return blake2b(codes_n.astype(np.int64).tobytes(), digest_size=16).hexdigest()
 
 
 def added(sums: RawSums, blocks: Iterator[Block], codes_n: np.ndarray) -> Iterator[Block]:

@@ -6,12 +6,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import KINDS
 from scipy.sparse import csr_matrix
 
 from scvi_dist.analysis.de_groups import Grouping, grouping_of, read_groups
 from scvi_dist.data import Store, open_store
 from scvi_dist.errors import ConfigError, FieldNotFound
+from tests.unit.analysis.conftest import KINDS
 
 
 def sides(grouping: Grouping) -> list[tuple[set[int], set[int]]]:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import KINDS, SETUP, make_module
 
 from scvi_dist.analysis.cell_pass import CellPass, Parts, merge, part_of, run_here
 from scvi_dist.analysis.de_decode import DecodeOptions, PosteriorPass, decode, scales
@@ -23,6 +22,7 @@ from scvi_dist.data.schema import fit_schema
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import ConfigError
 from scvi_dist.module import VAE
+from tests.unit.analysis.conftest import KINDS, SETUP, make_module
 
 ESTIMATORS = ("sample", "full")
 FEW = {"mode": "change", "pseudocounts": 1e-6, "n_samples_overall": 200, "seed": 3}

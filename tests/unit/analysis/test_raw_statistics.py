@@ -5,7 +5,6 @@ import pickle
 import anndata
 import numpy as np
 import pytest
-from conftest import KINDS
 
 from scvi_dist.analysis.cell_pass import Parts, merge, part_of, run_here
 from scvi_dist.analysis.group_statistics import group_statistics
@@ -14,6 +13,7 @@ from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data import Store
 from scvi_dist.dataloaders.source import OpenSource
+from tests.unit.analysis.conftest import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
