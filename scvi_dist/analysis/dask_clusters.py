@@ -22,13 +22,19 @@ _ONLY_ERRORS = 40
 def own_cluster(given: str, config: EngineConfig) -> Iterator[Executor]:
     """Processes on this machine, with one thread each."""
     n_workers = count_of(given, "local", usable_cores())
-    cluster = LocalCluster(
-        n_workers=n_workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        silence_logs=_ONLY_ERRORS,
-    )
+    try:
+        cluster = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=_ONLY_ERRORS,
+        )
+    except (RuntimeError, OSError) as error:
+        raise EngineError(
+            f"{n_workers} worker processes did not start on this machine: {error}. In a program of "
+            "your own, what it does stands under if __name__ == '__main__': each worker imports it."
+        ) from error
     with cluster, _connected(cluster, config) as executor:
         yield executor
 

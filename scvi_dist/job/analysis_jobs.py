@@ -175,6 +175,11 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
             seed=asked.seed,
             dask=executor,
         )
+        if table.shape[1] < 2:
+            raise ConfigError(
+                f"--sample-key {options.sample_key}: all cells are of one sample, "
+                f"{table.columns[0]!r}; there is nothing to compare it with."
+            )
         labels = store.read_obs([rows_key])[rows_key].astype(str).to_numpy()
         means = mean_enrichment(table, labels).rename_axis(rows_key)
         strongest = means.stack().sort_values(key=np.abs, ascending=False)[:_SHOWN_GROUPS]
@@ -266,7 +271,7 @@ def _described_check(check: Any) -> Found:
     if "diff_exp" in check.metrics:
         summary = check.metrics["diff_exp"]["summary"]
         found.tables["diff_exp"] = summary
-        for name in summary.select_dtypes("number").columns:
+        for name in summary.select_dtypes("number").columns.drop("n_cells", errors="ignore"):
             value = float(summary[name].mean())
             found.metrics[f"ppc/de_{name}"] = value
             found.rows[f"DE: {name}"] = f"{value:.4g} (mean of groups)"

@@ -123,7 +123,7 @@ def _compute(
         config = EngineConfig(checkpoint_dir=folder.sums)
         with resolve_executor(asked.dask, config) as executor:
             found = compute(loaded, store, _watched(executor, update))
-        step.say(f"{store.n_obs:,} cells, {asked.dask or 'threads'}")
+        step.say(f"{', '.join(found.tables)}, by {asked.dask or 'threads'}")
     for table_name, table in found.tables.items():
         part = folder.path / f".{table_name}.parquet.part"
         table.to_parquet(part)

@@ -1,6 +1,5 @@
 """Passes in this process: engines agree, keep what is done, and say what is wrong."""
 
-import pickle
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,17 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_dist.analysis.cell_pass import Parts, PassPlan, merge, merge_into, part_of, run_here
+from scvi_dist.analysis.cell_pass import Parts, run_here
 from scvi_dist.analysis.engines import EngineConfig, resolve_executor
-from scvi_dist.analysis.part_work import (
-    Job,
-    PartCells,
-    PartOutOfMemory,
-    compute_parts,
-    finish_block,
-    merge_pieces,
-)
-from scvi_dist.analysis.predictive_pass import PredictivePass, PredictiveStatistics
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.analysis.thread_engine import ThreadEngine
 from scvi_dist.errors import (
@@ -28,8 +18,6 @@ from scvi_dist.errors import (
     CheckpointError,
     ConfigError,
     EngineError,
-    PlanError,
-    StoreChanged,
 )
 from scvi_dist.module import VAE
 
@@ -176,107 +164,6 @@ def test_a_damaged_file_of_sums_is_named(cells: StoreCells, module: VAE, tmp_pat
             executor(cp.Expression(), module, cells, PARTS)
 
 
-# What workers do
-
-
-def test_work_of_workers_is_the_work_done_here(cells: StoreCells, module: VAE) -> None:
-    cell_pass = cp.Expression()
-    plan = PassPlan.of(cell_pass, cells, Parts(part_cells=300, block_genes=4))
-    job = Job.of(cell_pass, module, cells, plan).packed()
-    done = [
-        compute_parts(job, _packed(cell_pass, cells, part), [number])
-        for number, part in enumerate(plan.parts)
-    ]
-    blocks = [
-        merge_pieces(cell_pass.rules, [pieces[block] for pieces in done]) for block in range(3)
-    ]
-    common = {name: blocks[0][name] for name in ("n_c", "first_n")}
-    found = [
-        finish_block(job, number, _pickled({**common, **block}))
-        for number, block in enumerate(blocks)
-    ]
-    want = run_here(cell_pass, module, cells, Parts(part_cells=300, block_genes=4))
-    np.testing.assert_array_equal(
-        np.concatenate([block["mean_cg"] for block in found], axis=1), want["mean_cg"]
-    )
-
-
-def test_a_worker_names_the_part_that_does_not_fit(cells: StoreCells, module: VAE) -> None:
-    cell_pass = cp.Greedy(fits=1)
-    plan = PassPlan.of(cell_pass, cells, PARTS)
-    job = Job.of(cell_pass, module, cells, plan).packed()
-    with pytest.raises(PartOutOfMemory) as caught:
-        compute_parts(job, _packed(cell_pass, cells, plan.parts[2]), [2])
-    assert caught.value.args[0] == 2
-    assert "rows 32 to 47" in caught.value.args[1]
-
-
-def test_a_worker_refuses_another_store_than_the_drivers(module: VAE, tmp_path: Path) -> None:
-    cells = cp.cells_of_store(cp.write_cells(tmp_path / "cells.h5ad"))
-    cell_pass = cp.Expression()
-    plan = PassPlan.of(cell_pass, cells, PARTS)
-    job = Job.of(cell_pass, module, cells, plan).packed()
-    cells.source.store.close()
-    (tmp_path / "cells.h5ad").unlink()
-    cp.write_cells(tmp_path / "cells.h5ad", n_cells=90)
-    with pytest.raises(StoreChanged, match="another store for a worker"):
-        compute_parts(job, _packed(cell_pass, cells, plan.parts[0]), [0])
-
-
-def test_threads_of_a_worker_share_a_job_and_no_module(cells: StoreCells, module: VAE) -> None:
-    cell_pass = cp.Expression()
-    plan = PassPlan.of(cell_pass, cells, PARTS)
-    job = Job.of(cell_pass, module, cells, plan).packed()
-    found: dict[int, Any] = {}
-
-    def work(number: int) -> None:
-        part = _packed(cell_pass, cells, plan.parts[number])
-        found[number] = compute_parts(job, part, [number])
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    for number in range(4):
-        part = _packed(cell_pass, cells, plan.parts[number])
-        cp.same(found[number][0], compute_parts(job, part, [number])[0])
-
-
-def _packed(cell_pass: Any, cells: StoreCells, part: tuple[int, int]) -> bytes:
-    return _pickled([PartCells.of(cell_pass, cells, *part, cells.config.budget_bytes)])
-
-
-def _pickled(value: Any) -> bytes:
-    return pickle.dumps(value)
-
-
-# Merging
-
-
-def test_merging_into_memory_is_merging() -> None:
-    rules: Any = {"a": "sum", "b": "max", "c": "concat", "d": "sum", "e": "min"}
-    rng = np.random.default_rng(0)
-    first = {"a": rng.normal(size=5), "b": rng.normal(size=3), "c": np.arange(2), "e": np.ones(2)}
-    second = {"a": rng.normal(size=5), "b": rng.normal(size=3), "c": np.arange(3), "e": np.zeros(2)}
-    first["d"], second["d"] = np.int32([1, 2]), np.int64([3, 2**40])
-    want = merge(rules, first, second)
-    first["b"].flags.writeable = False
-    memory = first["a"]
-    found = merge_into(rules, first, second)
-    cp.same(found, want)
-    assert found["a"] is memory
-
-
-def test_a_pass_that_is_wrong_about_its_genes_is_told(cells: StoreCells, module: VAE) -> None:
-    class Wrong(cp.Expression):
-        def n_genes(self, cells: StoreCells) -> int:
-            return 5
-
-    with pytest.raises(PlanError, match="sum_cg has 11 genes, but n_genes"):
-        run_here(Wrong(), module, cells, PARTS)
-
-
 # What cannot be asked for
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -337,16 +224,3 @@ def test_threads_are_fewer_where_results_are_large(cells: StoreCells, module: VA
         cp.same(engine(Telling(), module, cells, PARTS), want)
         assert len(Telling.seen) <= most
         assert most == 1 or len(Telling.seen) > 1
-
-
-def test_a_predictive_pass_travels_with_where_its_counts_are(
-    cells: StoreCells, module: VAE
-) -> None:
-    statistics = PredictiveStatistics(n_samples=2, moments=True)
-    cell_pass = PredictivePass(statistics, cells.source)
-    plan = PassPlan.of(cell_pass, cells, PARTS)
-    job = Job.of(cell_pass, module, cells, plan).packed()
-    found = compute_parts(job, _packed(cell_pass, cells, plan.parts[1]), [1])
-    here = cell_pass.compute(module, part_of(cells, *plan.parts[1]), None)
-    np.testing.assert_array_equal(found[0]["raw_sum"], here["raw_sum"][:, :4])
-    np.testing.assert_array_equal(found[2]["model_sum"], here["model_sum"][:, 8:])
