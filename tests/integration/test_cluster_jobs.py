@@ -35,7 +35,7 @@ SCRIPT = ROOT / "cluster" / "local.sh"
 SECRET = "s3cr3t-that-nobody-may-tell"
 LIMIT_S = 400.0
 OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-EPOCHS, BATCH, CELLS = 150, 128, 1_500
+EPOCHS, BATCH, CELLS = 40, 128, 1_500
 
 
 @dataclass
