@@ -63,6 +63,7 @@ class _Evaluation:
         counts = problem.counts
         self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
         n = counts.shape[0]
+        _check_groups(problem)
         self.cells = CellArrays(
             size=problem.log_size_n.double().exp().numpy(),
             weight=weight_n.double().numpy(),
@@ -206,3 +207,16 @@ def _table(log_theta_tg: Tensor) -> Dispersions:
     inverse_tg = 1.0 / (theta_tg + EPS)
     ratio_tg = theta_tg * inverse_tg
     return Dispersions(theta_tg.numpy(), inverse_tg.numpy(), ratio_tg.numpy())
+
+
+def _check_groups(problem: CountProblem) -> None:
+    """Refuse kinds of cells without dispersions: compiled loops would read beside the table."""
+    if problem.group_n is None or problem.log_theta_tg is None or not len(problem.group_n):
+        return
+    low, high = (int(end) for end in torch.aminmax(problem.group_n))
+    n_kinds = len(problem.log_theta_tg)
+    if low < 0 or high >= n_kinds:
+        raise IndexError(
+            f"there are dispersions for {n_kinds} kinds of cells (batches or labels), but codes "
+            f"from {low} to {high} were seen: these data have a category unknown to the model."
+        )

@@ -1,6 +1,7 @@
 """Every kernel's losses and gradients beside float64 and scvi-tools' own float32 formula."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,17 @@ def test_padding_has_no_part_in_a_gradient(kernel: str) -> None:
     assert not p["hidden"].grad[7:].any()
     assert not p["log_size"].grad[7:].any()
     assert p["hidden"].grad[1:7].any()
+
+
+@each_kernel
+@pytest.mark.parametrize("code", [-7, 99])
+def test_unknown_kinds_of_cells_are_refused(code: int, kernel: str) -> None:
+    """Not read from beside the table."""
+    case = Case(law="nb", dispersion="group")
+    problem = problem_of(case, leaves(case, torch.float32))
+    unknown = replace(problem, group_n=torch.full((case.n,), code))
+    with pytest.raises(IndexError):
+        count_loss(unknown, KERNELS[kernel]().count_loss, Expected(case.n, 1.0))
 
 
 @each_kernel
