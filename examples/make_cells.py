@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvi_dist.data.simulate import AtlasSize, SimulatedAtlas, SimulatedStore
+from scvi_dist.data.simulated.simulate import AtlasSize, SimulatedAtlas, SimulatedStore
 
 FOLDER = Path("scvi_dist_runs/examples")
 N_TYPES, N_BATCHES = 5, 2

@@ -245,7 +245,7 @@ def _source_of(options: argparse.Namespace) -> "StoreSource":
 
 
 def _target_of(options: argparse.Namespace) -> "Target":
-    from scvi_dist.data.convert import CopyConfig
+    from scvi_dist.data.writing.convert import CopyConfig
     from scvi_dist.job.store_jobs import Target
 
     return Target(

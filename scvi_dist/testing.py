@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 
 from scvi_dist.data.open import open_store
-from scvi_dist.data.small_atlas import dense_of, gene_names, small_atlas, write_atlas
+from scvi_dist.data.simulated.small_atlas import dense_of, gene_names, small_atlas, write_atlas
 from scvi_dist.data.store import Range, Store
 from scvi_dist.errors import FieldNotFound, StoreError
 

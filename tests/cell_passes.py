@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from scvi_dist.analysis.cell_pass import CellPass, Partial, Rule
+from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig, computed
 from scvi_dist.data import open_store

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_dist.analysis.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.output import Layout, Place, X, write
+from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.streaming import CellGroup, StoreCells, computed, place
 from scvi_dist.errors import ConfigError
 from scvi_dist.module.base import BaseModule

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
-from scvi_dist.analysis.de_groups import read_groups
+from scvi_dist.analysis.differential.groups import read_groups
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
 from scvi_dist.analysis.raw_statistics import GroupStatistics, RawStatisticsPass
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data.open import open_store

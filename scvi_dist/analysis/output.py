@@ -17,7 +17,7 @@ from torch import nn
 
 from scvi_dist.analysis.streaming import Compute, StoreCells, computed, place
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.sharded_writer import ShardedWriter
+from scvi_dist.data.writing.sharded_writer import ShardedWriter
 from scvi_dist.errors import ConfigError
 
 MAX_SHARD_ROWS = 65_536

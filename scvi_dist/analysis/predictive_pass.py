@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scvi_dist.analysis.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.count_draws import draw_by_cell
+from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.protein_counts import PROTEIN_KEYS
 from scvi_dist.analysis.streaming import CellGroup, StoreCells, computed
 from scvi_dist.batch import REGISTRY_KEYS, CellBatch

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import njit
 
-from scvi_dist.analysis.cell_pass import CellPass, Partial, Rule
+from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.streaming import Block, StoreCells
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.module.base import BaseModule

@@ -11,9 +11,9 @@ import torch
 from scvi_dist.config.build import INLINE, convert, hidden
 from scvi_dist.config.model_kinds import DEFAULT_MODEL, MODELS, ModelKind
 from scvi_dist.config.run_file import RunFile
-from scvi_dist.data.remote_config import RemoteConfig
+from scvi_dist.data.remote.remote_config import RemoteConfig
 from scvi_dist.data.setup import SetupArgs
-from scvi_dist.data.soma_options import SomaOptions
+from scvi_dist.data.soma.options import SomaOptions
 from scvi_dist.dataloaders.labelled_cells import LabelledConfig
 from scvi_dist.dataloaders.loader_config import LoaderConfig
 from scvi_dist.dataloaders.sampling_config import SamplingConfig

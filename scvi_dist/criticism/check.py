@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_dist.analysis.engines import Executor, resolve_executor
+from scvi_dist.analysis.passes.engines import Executor, resolve_executor
 from scvi_dist.analysis.predictive_pass import (
     MODEL,
     RAW,
@@ -76,7 +76,7 @@ class PosteriorPredictiveCheck:
         Cells whose draws are in memory at a time; as many as fit some 16 MB where None.
     dask
         Where to compute: threads of this process where None, or what
-        :func:`~scvi_dist.analysis.engines.resolve_executor` takes.
+        :func:`~scvi_dist.analysis.passes.engines.resolve_executor` takes.
     executor
         Runs the passes, instead of ``dask``.
 

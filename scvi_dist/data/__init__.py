@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from anndata.io import read_csv, read_loom, read_text
     from scanpy import read_10x_h5, read_10x_mtx
 
-    from scvi_dist.data.convert import convert_store
     from scvi_dist.data.describe import StoreDescription, describe_store
     from scvi_dist.data.highly_variable import highly_variable_genes
     from scvi_dist.data.manager import AnnDataManager
     from scvi_dist.data.open import as_store, open_store
-    from scvi_dist.data.shuffle_store import shuffle_store
-    from scvi_dist.data.simulate import simulate_atlas
-    from scvi_dist.data.soma_writer import write_soma
+    from scvi_dist.data.simulated.simulate import simulate_atlas
+    from scvi_dist.data.simulated.synthetic import synthetic_iid
+    from scvi_dist.data.soma.soma_writer import write_soma
     from scvi_dist.data.store import Range, Store, StoreLocator, ranges_of
-    from scvi_dist.data.synthetic import synthetic_iid
-    from scvi_dist.data.validate import validate_store
-    from scvi_dist.data.writer import write_h5ad, write_zarr
+    from scvi_dist.data.writing.convert import convert_store
+    from scvi_dist.data.writing.shuffle_store import shuffle_store
+    from scvi_dist.data.writing.validate import validate_store
+    from scvi_dist.data.writing.writer import write_h5ad, write_zarr
 
 _HOME = {
     "AnnDataManager": "scvi_dist.data.manager",
@@ -31,7 +31,7 @@ _HOME = {
     "StoreDescription": "scvi_dist.data.describe",
     "StoreLocator": "scvi_dist.data.store",
     "as_store": "scvi_dist.data.open",
-    "convert_store": "scvi_dist.data.convert",
+    "convert_store": "scvi_dist.data.writing.convert",
     "describe_store": "scvi_dist.data.describe",
     "highly_variable_genes": "scvi_dist.data.highly_variable",
     "open_store": "scvi_dist.data.open",
@@ -42,13 +42,13 @@ _HOME = {
     "read_h5ad": "anndata",
     "read_loom": "anndata.io",
     "read_text": "anndata.io",
-    "shuffle_store": "scvi_dist.data.shuffle_store",
-    "simulate_atlas": "scvi_dist.data.simulate",
-    "synthetic_iid": "scvi_dist.data.synthetic",
-    "validate_store": "scvi_dist.data.validate",
-    "write_h5ad": "scvi_dist.data.writer",
-    "write_soma": "scvi_dist.data.soma_writer",
-    "write_zarr": "scvi_dist.data.writer",
+    "shuffle_store": "scvi_dist.data.writing.shuffle_store",
+    "simulate_atlas": "scvi_dist.data.simulated.simulate",
+    "synthetic_iid": "scvi_dist.data.simulated.synthetic",
+    "validate_store": "scvi_dist.data.writing.validate",
+    "write_h5ad": "scvi_dist.data.writing.writer",
+    "write_soma": "scvi_dist.data.soma.soma_writer",
+    "write_zarr": "scvi_dist.data.writing.writer",
 }
 
 __all__ = [

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from scvi_dist.data.remote_config import split_options
-from scvi_dist.data.retries import persist
+from scvi_dist.data.remote.remote_config import split_options
+from scvi_dist.data.remote.retries import persist
 from scvi_dist.errors import (
     ConfigError,
     MissingDependency,

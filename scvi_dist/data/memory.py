@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.matrix import CsrMatrix, DenseMatrix
+from scvi_dist.data.on_disk.matrix import CsrMatrix, DenseMatrix
 from scvi_dist.data.spans import Range, expand, in_order, spans_of
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator
 from scvi_dist.errors import (
@@ -57,7 +57,7 @@ def open_memory(locator: StoreLocator) -> Store:
         )
     if not hasattr(data, "mod"):
         return MemoryStore(data, locator.layer)
-    from scvi_dist.data.mudata_memory import open_in_memory  # it builds on this file
+    from scvi_dist.data.multimodal.mudata_memory import open_in_memory  # it builds on this file
 
     return open_in_memory(data, locator.layer, dict(locator.options))
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from scvi_dist.data.alignment import Join, check_join
 from scvi_dist.data.filesystem import (
     exists,
     is_folder,
@@ -17,7 +16,8 @@ from scvi_dist.data.filesystem import (
     redact_url,
     refuse_secrets,
 )
-from scvi_dist.data.soma_options import MARKS, SomaOptions, is_soma_url, soma_locator
+from scvi_dist.data.joined.alignment import Join, check_join
+from scvi_dist.data.soma.options import MARKS, SomaOptions, is_soma_url, soma_locator
 from scvi_dist.data.sources import is_pattern, urls_in_folder, urls_matching
 from scvi_dist.data.store import Store, StoreLocator, freeze
 from scvi_dist.errors import ConfigError, StoreError, UnsupportedStore, did_you_mean
@@ -85,14 +85,14 @@ def open_store(
         ``drop`` cells that a modality lacks, or let them have ``zeros`` there.
     soma
         For SOMA: measurement, value filters, timestamp, release of the Census; see
-        :class:`~scvi_dist.data.soma_options.SomaOptions`. Every other measurement is a key of
+        :class:`~scvi_dist.data.soma.options.SomaOptions`. Every other measurement is a key of
         obsm.
 
     Raises
     ------
     StoreNotFound, StoreCorrupt, UnsupportedStore, FieldNotFound, SchemaMismatch, ConfigError
     """
-    from scvi_dist.data.subset import subset_store
+    from scvi_dist.data.views.subset import subset_store
 
     if isinstance(genes, str):
         if join not in (None, genes):
@@ -105,7 +105,7 @@ def open_store(
     if len(found) == 1 and not _is_many(source, found[0]):
         store = found[0] if isinstance(found[0], Store) else found[0].open()
     else:
-        from scvi_dist.data.collection import collect
+        from scvi_dist.data.joined.collection import collect
 
         store = collect(found, check_join(join), genes)
         genes = None  # The parts have been brought to these genes.
@@ -147,7 +147,7 @@ def _found(source: Any, how: _How) -> Iterator[Store | StoreLocator]:
     elif is_anndata(source):
         yield _open_anndata(source, how.layer)
     elif is_mudata(source):
-        from scvi_dist.data.mudata_memory import open_in_memory
+        from scvi_dist.data.multimodal.mudata_memory import open_in_memory
 
         yield open_in_memory(source, how.layer, dict(how.options))
     elif isinstance(source, (str, os.PathLike)):
@@ -262,10 +262,10 @@ def guess_kind(
 
 def store_at_layer(store: Store, layer: str) -> Store:
     """The same cells (and, in a view, the same genes by name) of another layer; a new store."""
-    from scvi_dist.data.collection import CollectionStore
-    from scvi_dist.data.obs_column import ObsColumnStore
-    from scvi_dist.data.padded import PaddedStore
-    from scvi_dist.data.subset import SubsetStore
+    from scvi_dist.data.joined.collection import CollectionStore
+    from scvi_dist.data.joined.padded import PaddedStore
+    from scvi_dist.data.views.obs_column import ObsColumnStore
+    from scvi_dist.data.views.subset import SubsetStore
 
     if isinstance(store, SubsetStore | PaddedStore | ObsColumnStore):
         return store.on(store_at_layer(store.base, layer))

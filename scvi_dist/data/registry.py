@@ -8,7 +8,7 @@ import numpy as np
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.categories import Category, plain
 from scvi_dist.data.fields import Categories
-from scvi_dist.data.mudata_setup import mudata_arguments, mudata_setup, with_modalities
+from scvi_dist.data.multimodal.mudata_setup import mudata_arguments, mudata_setup, with_modalities
 from scvi_dist.data.proteins import ProteinMask
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs

@@ -83,15 +83,15 @@ class StoreLocator:
 
 
 OPENERS: dict[str, str] = {
-    "h5ad": "scvi_dist.data.h5ad:open_h5ad",
-    "h5mu": "scvi_dist.data.h5ad:open_h5ad",
-    "zarr": "scvi_dist.data.zarr:open_zarr",
-    "soma": "scvi_dist.data.soma:open_soma",
+    "h5ad": "scvi_dist.data.on_disk.h5ad:open_h5ad",
+    "h5mu": "scvi_dist.data.on_disk.h5ad:open_h5ad",
+    "zarr": "scvi_dist.data.on_disk.zarr:open_zarr",
+    "soma": "scvi_dist.data.soma.soma_store:open_soma",
     "memory": "scvi_dist.data.memory:open_memory",
-    "collection": "scvi_dist.data.collection:open_collection",
-    "subset": "scvi_dist.data.subset:open_subset",
-    "obs_column": "scvi_dist.data.obs_column:open_obs_column",
-    "padded": "scvi_dist.data.padded:open_padded",
+    "collection": "scvi_dist.data.joined.collection:open_collection",
+    "subset": "scvi_dist.data.views.subset:open_subset",
+    "obs_column": "scvi_dist.data.views.obs_column:open_obs_column",
+    "padded": "scvi_dist.data.joined.padded:open_padded",
 }
 """Kind of store -> ``module:function`` that takes a locator; loaded on first use."""
 

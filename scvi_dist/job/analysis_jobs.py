@@ -13,7 +13,7 @@ from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.job.analysis_run import Asked, Found, checked_column, run_analysis
 
 if TYPE_CHECKING:
-    from scvi_dist.analysis.engines import Executor
+    from scvi_dist.analysis.passes.engines import Executor
     from scvi_dist.data import Store
 
 __all__ = [

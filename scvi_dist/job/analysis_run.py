@@ -17,7 +17,7 @@ from scvi_dist.tracking import NullTracker, Tracker, TrackingConfig
 from scvi_dist.tracking.parents import PARENT_TAG, experiment_of_run
 
 if TYPE_CHECKING:
-    from scvi_dist.analysis.engines import Executor
+    from scvi_dist.analysis.passes.engines import Executor
     from scvi_dist.data import Store
 
 TABLES, FIGURES = "tables", "figures"
@@ -115,7 +115,7 @@ def _compute(
     compute: Compute,
     display: Display,
 ) -> None:
-    from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+    from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 
     loaded = model.load(store)
     with display.progress("Computing") as (update, step):

@@ -91,7 +91,7 @@ def simulate(options: DemoOptions, folder: Path, display: Display) -> None:
     OutputExists
         The folder holds an atlas of other sizes.
     """
-    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.data.simulated.simulate import simulate_atlas
 
     names = ("n_cells", "n_genes", "n_batches", "n_cell_types", "n_shards", "seed")
     sizes = {name: getattr(options, name) for name in names}

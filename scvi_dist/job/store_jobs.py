@@ -11,8 +11,8 @@ import yaml
 
 from scvi_dist.console import Display, Update
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.convert import Converted, CopyConfig, convert_store
-from scvi_dist.data.writer import OnProgress
+from scvi_dist.data.writing.convert import Converted, CopyConfig, convert_store
+from scvi_dist.data.writing.writer import OnProgress
 from scvi_dist.errors import ConfigError, OutputExists
 from scvi_dist.job.plan import in_bytes
 
@@ -120,7 +120,7 @@ def shuffle(
     memory_gb: float,
 ) -> None:
     """Write the cells of a store in random order."""
-    from scvi_dist.data.shuffle_store import shuffle_store
+    from scvi_dist.data.writing.shuffle_store import shuffle_store
 
     if memory_gb <= 0 or workers < 1:
         raise ConfigError(
@@ -147,7 +147,7 @@ def shuffle(
 
 def validate(source: StoreSource, display: Display, *, digest: str | None, as_json: bool) -> bool:
     """Read all of a store and say what is wrong with it; whether nothing is."""
-    from scvi_dist.data.validate import validate_store
+    from scvi_dist.data.writing.validate import validate_store
 
     with _opened(source, display) as store, _progress(display, "Reading") as (tell, step):
         found = validate_store(store, digest=digest, on_progress=tell)

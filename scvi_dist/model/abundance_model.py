@@ -14,8 +14,8 @@ from scvi_dist.analysis.abundance import (
     Samples,
     write_abundance,
 )
-from scvi_dist.analysis.engines import Executor, resolve_executor
 from scvi_dist.analysis.output import Out
+from scvi_dist.analysis.passes.engines import Executor, resolve_executor
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.data.open import is_anndata, is_mudata
 from scvi_dist.errors import ConfigError
@@ -71,7 +71,7 @@ class AbundanceModel(LatentModel):
             Of the cells that are drawn; taken from torch's global generator where None.
         dask
             Where to compute: threads of this process where None, or what
-            :func:`~scvi_dist.analysis.engines.resolve_executor` takes.
+            :func:`~scvi_dist.analysis.passes.engines.resolve_executor` takes.
         executor
             Runs the passes, instead of ``dask``.
 

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_dist.analysis.de_decode import DecodeOptions
-from scvi_dist.analysis.de_groups import grouping_of
-from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.differential import differential_expression
-from scvi_dist.analysis.engines import resolve_executor
+from scvi_dist.analysis.differential.decode import DecodeOptions
+from scvi_dist.analysis.differential.groups import grouping_of
+from scvi_dist.analysis.differential.options import DifferentialOptions
+from scvi_dist.analysis.differential.run import differential_expression
 from scvi_dist.analysis.group_statistics import group_statistics
 from scvi_dist.analysis.importance import ImportanceOptions
+from scvi_dist.analysis.passes.engines import resolve_executor
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.model.batches import batch_codes
@@ -87,14 +87,14 @@ class DifferentialModel(LatentModel):
         ``n_samples_overall``, ``use_permutation``, ``m_permutation``, ``change_fn``,
         ``m1_domain_fn``, ``pseudocounts``, ``threshold_counts``, ``test_mode`` and
         ``cred_interval_lvls``: see
-        :class:`~scvi_dist.analysis.de_options.DifferentialOptions`.
+        :class:`~scvi_dist.analysis.differential.options.DifferentialOptions`.
     ``estimator``
         ``"sample"``: cells are drawn, and only those are read and decoded; ``"full"``: every cell
         is decoded, through histograms, with the bound of the error in the table's ``attrs``.
     ``dask``
         Where passes over cells run: threads of this process where None, or what
-        :func:`~scvi_dist.analysis.engines.resolve_executor` takes: ``"local:4"``, the address of
-        a Dask scheduler, a ``distributed.Client``, ``"ray"``, …
+        :func:`~scvi_dist.analysis.passes.engines.resolve_executor` takes: ``"local:4"``, the
+        address of a Dask scheduler, a ``distributed.Client``, ``"ray"``, …
     ``seed``
         Of the draws. Where None it is taken from torch's global generator.
     """

@@ -21,10 +21,10 @@ from scvi_dist.analysis.marker_statistics import (
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.manager import AnnDataManager
-from scvi_dist.data.obs_column import with_obs_column
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import Schema, SetupArgs, fit_schema
 from scvi_dist.data.store import Store
+from scvi_dist.data.views.obs_column import with_obs_column
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import ConfigError, FieldNotFound, SchemaMismatch, did_you_mean
 from scvi_dist.model.binding import DataBinding, Source

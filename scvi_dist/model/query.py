@@ -9,9 +9,9 @@ import numpy as np
 
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.data.fields import LabelsWithUnlabeledObsField
+from scvi_dist.data.joined.padded import PaddedStore
 from scvi_dist.data.manager import AnnDataManager, opened_for
 from scvi_dist.data.open import open_store
-from scvi_dist.data.padded import PaddedStore
 from scvi_dist.data.schema import Schema, transfer_schema
 from scvi_dist.data.store import Store
 from scvi_dist.errors import ConfigError, SchemaMismatch

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_dist.data.joined.padded import PaddedStore
 from scvi_dist.data.open import is_anndata, open_store
-from scvi_dist.data.padded import PaddedStore
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.store import Store
 from scvi_dist.errors import ConfigError

@@ -19,7 +19,7 @@ from scvi_dist.data.filesystem import (
 )
 from scvi_dist.data.manager import AnnDataManager
 from scvi_dist.data.schema import Schema
-from scvi_dist.data.writer import write_h5ad
+from scvi_dist.data.writing.writer import write_h5ad
 from scvi_dist.errors import ConfigError, OutputExists, SchemaMismatch, StoreNotFound, UnsafeFile
 from scvi_dist.model.file_format import SavedModel, read_model_file, write_model_file
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, Unpack, cast
 
 import numpy as np
 
-from scvi_dist.data.mudata_setup import mudata_setup
+from scvi_dist.data.multimodal.mudata_setup import mudata_setup
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import Schema
 from scvi_dist.data.setup import SetupArgs

@@ -155,7 +155,7 @@ def _reachable(
     if settings.ray is None or not is_in_memory(locator):
         return locator, loader
     from scvi_dist.data.open import open_store
-    from scvi_dist.data.writer import write_zarr
+    from scvi_dist.data.writing.writer import write_zarr
 
     assert settings.run_dir is not None, "checked with the settings"
     path = Path(settings.run_dir) / "data" / f"{_name_of(manager)}.zarr"

@@ -36,8 +36,8 @@ def main() -> None:
 def _measure(options: argparse.Namespace, folder: Path) -> None:
     from distributed import Client, LocalCluster
 
-    from scvi_dist.analysis.cell_pass import Parts, run_here
-    from scvi_dist.analysis.engines import resolve_executor
+    from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+    from scvi_dist.analysis.passes.engines import resolve_executor
     from scvi_dist.analysis.predictive_pass import PredictivePass, PredictiveStatistics
 
     module, cells = _model(options, folder)
@@ -80,7 +80,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
 
 def _model(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
     from scvi_dist.analysis.streaming import StoreCells, StreamConfig
-    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.data.simulated.simulate import simulate_atlas
     from scvi_dist.model import SCVI
 
     simulate_atlas(folder, n_cells=options.cells, n_genes=options.genes, n_shards=1)

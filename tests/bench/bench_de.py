@@ -32,10 +32,10 @@ import pandas as pd
 import torch
 from scipy.sparse import csr_matrix
 
-from scvi_dist.analysis.de_decode import DecodeOptions, PosteriorPass, scales
-from scvi_dist.data.atlas_model import AtlasSize, SimulatedAtlas
-from scvi_dist.data.simulate import SimulatedStore
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.analysis.differential.decode import DecodeOptions, PosteriorPass, scales
+from scvi_dist.data.simulated.atlas_model import AtlasSize, SimulatedAtlas
+from scvi_dist.data.simulated.simulate import SimulatedStore
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.model import SCVI
 
 MEGABYTE = 1 << 20

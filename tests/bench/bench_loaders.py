@@ -27,7 +27,7 @@ from scipy import sparse
 
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import SetupArgs, fit_schema
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.dataloaders.collate import dense_tensor
 from scvi_dist.dataloaders.loader import LoaderConfig, make_plan
 from scvi_dist.dataloaders.local_loader import LocalLoader

@@ -71,7 +71,7 @@ def main() -> None:
         child(url, warm_url, int(budget))
         return
 
-    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.data.simulated.simulate import simulate_atlas
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

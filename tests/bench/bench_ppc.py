@@ -150,7 +150,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.data.simulated.simulate import simulate_atlas
 
     for n_cells in arguments.memory:
         with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.collection import collect
+from scvi_dist.data.joined.collection import collect
 from scvi_dist.errors import (
     ConfigError,
     FieldNotFound,

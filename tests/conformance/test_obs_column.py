@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.obs_column import with_obs_column
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.views.obs_column import with_obs_column
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import ConfigError, StoreError
 from scvi_dist.testing import StoreConformance, small_atlas, write_atlas
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.padded import PaddedStore
+from scvi_dist.data.joined.padded import PaddedStore
 from scvi_dist.errors import ConfigError, FieldNotFound
 from scvi_dist.testing import StoreConformance, dense_of, small_atlas, write_atlas
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from soma_experiments import scatter
 
-from scvi_dist.data import Range, Store, open_store, soma_matrix, soma_writer
-from scvi_dist.data.soma_writer import write_soma
-from scvi_dist.data.tiledb_metadata import NotPlain
+from scvi_dist.data import Range, Store, open_store
+from scvi_dist.data.soma import matrix as soma_matrix
+from scvi_dist.data.soma import soma_writer
+from scvi_dist.data.soma.soma_writer import write_soma
+from scvi_dist.data.soma.tiledb_metadata import NotPlain
 from scvi_dist.testing import StoreConformance
 
 LAYERS = ("counts", "spliced", "raw")

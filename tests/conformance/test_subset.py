@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.subset import SubsetStore
+from scvi_dist.data.views.subset import SubsetStore
 from scvi_dist.errors import ConfigError, FieldNotFound, StoreChanged, StoreCorrupt
 from scvi_dist.testing import StoreConformance, dense_of, small_atlas, write_atlas
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
-from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.errors import BudgetExceeded, ConfigError, EngineError, StoreCorrupt
 from scvi_dist.module import VAE

@@ -8,8 +8,8 @@ from pathlib import Path
 import cell_passes as cp
 import pytest
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
-from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import cell_passes as cp
-from scvi_dist.analysis.cell_pass import Parts
-from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.cell_pass import Parts
+from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 
 folder = Path({folder!r})
 config = EngineConfig(checkpoint_dir=folder / "sums", checkpoint_every_s=0)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from scvi_dist import cli
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.tracking.parents import PARENT_TAG
 
 pytestmark = [

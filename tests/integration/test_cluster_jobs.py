@@ -18,7 +18,7 @@ import yaml
 
 import scvi_dist
 from scvi_dist import cli
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import ClusterUnreachable
 from scvi_dist.job.cluster_jobs import ClusterJobs
 

@@ -8,8 +8,8 @@ import cell_passes as cp
 import cloudpickle
 import pytest
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
-from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 from scvi_dist.errors import BudgetExceeded, ConfigError
 
 pytestmark = [

@@ -15,7 +15,7 @@ import pytest
 from scvi_dist import cli
 from scvi_dist.config import parse_run
 from scvi_dist.data import open_store
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.job import run_job
 from scvi_dist.model import SCVI
 from scvi_dist.tracking import download_model

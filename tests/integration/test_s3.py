@@ -11,10 +11,10 @@ import pytest
 from fault_proxy import Fault, Proxy, fault_proxy
 
 from scvi_dist.data import open_store
-from scvi_dist.data.convert import convert_store
-from scvi_dist.data.shuffle_store import shuffle_store
-from scvi_dist.data.validate import validate_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.convert import convert_store
+from scvi_dist.data.writing.shuffle_store import shuffle_store
+from scvi_dist.data.writing.validate import validate_store
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import (
     OutputExists,
     StoreChanged,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from scvi_dist.data import anndata_writer, open_store, writer
-from scvi_dist.data.shuffle_store import shuffle_store
-from scvi_dist.data.task_pool import run_tasks
+from scvi_dist.data import open_store
+from scvi_dist.data.writing import anndata_writer, writer
+from scvi_dist.data.writing.shuffle_store import shuffle_store
+from scvi_dist.data.writing.task_pool import run_tasks
 from scvi_dist.errors import StoreError
 from scvi_dist.testing import small_atlas, write_atlas
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scvi_dist.data import open_store
-from scvi_dist.data.soma_writer import write_soma
+from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.errors import ConfigError, OutputExists, StoreError
 from scvi_dist.testing import dense_of, small_atlas
 

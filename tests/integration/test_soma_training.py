@@ -8,7 +8,7 @@ import torch
 from training_jobs import toy_cells
 
 from scvi_dist.data import open_store
-from scvi_dist.data.soma_writer import write_soma
+from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.dataloaders.loader import LoaderConfig
 from scvi_dist.model import SCVI
 

@@ -11,10 +11,10 @@ import torch
 from scipy.stats import mannwhitneyu, spearmanr
 from scvi_pairs import quiet
 
-from scvi_dist.analysis.de_groups import Comparison
-from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_pairs import PairedDraws, compared_draws
-from scvi_dist.analysis.de_table import table_of
+from scvi_dist.analysis.differential.groups import Comparison
+from scvi_dist.analysis.differential.options import DifferentialOptions
+from scvi_dist.analysis.differential.pairs import PairedDraws, compared_draws
+from scvi_dist.analysis.differential.table import table_of
 from scvi_dist.model import SCVI, TOTALVI
 
 pytestmark = pytest.mark.parity

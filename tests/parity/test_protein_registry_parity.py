@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from scvi_dist.data.manager import AnnDataManager
-from scvi_dist.data.mudata_setup import mudata_setup
+from scvi_dist.data.multimodal.mudata_setup import mudata_setup
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import Schema, SetupArgs, fit_schema
 

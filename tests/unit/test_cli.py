@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scvi_dist import cli
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import ScviDistError
 
 COMMON = ("-h", "--help", "-q", "--quiet", "--debug")

@@ -9,7 +9,7 @@ import pytest
 
 from scvi_dist import cli
 from scvi_dist.data import open_store
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.testing import dense_of
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from scvi_dist.data import open_store
-from scvi_dist.data.convert import CopyConfig, convert_store
-from scvi_dist.data.shuffle_store import shuffle_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.convert import CopyConfig, convert_store
+from scvi_dist.data.writing.shuffle_store import shuffle_store
+from scvi_dist.data.writing.writer import write_zarr
 
 N_BATCHES, N_DONORS, N_TYPES = 8, 66, 30
 MEAN_UMI = 2_969

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from scvi_dist.data import Store, open_store
-from scvi_dist.data.convert import CopyConfig, convert_store
+from scvi_dist.data.writing.convert import CopyConfig, convert_store
 
 DENSITY = 0.06
 LAYOUTS = {

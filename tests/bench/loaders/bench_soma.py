@@ -28,7 +28,7 @@ import tiledbsoma.io
 
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import SetupArgs, fit_schema
-from scvi_dist.data.soma_writer import write_soma
+from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.dataloaders.loader import LoaderConfig, make_plan
 from scvi_dist.dataloaders.local_loader import LocalLoader
 from scvi_dist.dataloaders.rows import AllRows

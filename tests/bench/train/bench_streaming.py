@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.model import SCVI
 from scvi_dist.train.progress import TrainProgress
 

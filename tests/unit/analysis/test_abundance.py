@@ -11,10 +11,10 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from scvi_dist.analysis.abundance import AbundancePass, Mixtures, Samples
-from scvi_dist.analysis.cell_pass import Parts, run_here
 from scvi_dist.analysis.mixture_kernels import BLOCK
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import ConfigError, FieldNotFound
 from scvi_dist.model import SCVI
 from tests.unit.analysis.conftest import make_adata
@@ -153,7 +153,7 @@ def test_workers_get_components_but_not_the_places_of_all_cells() -> None:
 
 
 def test_engines_give_the_same(model: SCVI) -> None:
-    pytest.importorskip("scvi_dist.analysis.engines")
+    pytest.importorskip("scvi_dist.analysis.passes.engines")
     table = model.differential_abundance(sample_key="donor")
     other = model.differential_abundance(sample_key="donor", dask="threads:2")
     pd.testing.assert_frame_equal(other, table, rtol=1e-5)

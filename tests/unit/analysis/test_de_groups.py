@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from scvi_dist.analysis.de_groups import Grouping, grouping_of, read_groups
+from scvi_dist.analysis.differential.groups import Grouping, grouping_of, read_groups
 from scvi_dist.data import Store, open_store
 from scvi_dist.errors import ConfigError, FieldNotFound
 from tests.unit.analysis.conftest import KINDS

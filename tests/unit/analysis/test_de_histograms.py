@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_dist.analysis.de_convolution import Side, Sides, compared
-from scvi_dist.analysis.de_histograms import Grid, Histograms
-from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_pairs import Draws, PairedDraws, compared_draws
+from scvi_dist.analysis.differential.convolution import Side, Sides, compared
+from scvi_dist.analysis.differential.histograms import Grid, Histograms
+from scvi_dist.analysis.differential.options import DifferentialOptions
+from scvi_dist.analysis.differential.pairs import Draws, PairedDraws, compared_draws
 
 N_FEATURES, N_BINS = 6, 128
 BATCHES = (None,)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scvi_dist.analysis import de_kernels as kernels
-from scvi_dist.analysis.de_draws import drawn_rows, draws_of, repeated, shares
-from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.de_pairs import PairedDraws, compared_draws
-from scvi_dist.analysis.de_statistics import called, found_delta, found_pseudocount
+from scvi_dist.analysis.differential import kernels
+from scvi_dist.analysis.differential.draws import drawn_rows, draws_of, repeated, shares
+from scvi_dist.analysis.differential.options import DifferentialOptions
+from scvi_dist.analysis.differential.pairs import PairedDraws, compared_draws
+from scvi_dist.analysis.differential.statistics import called, found_delta, found_pseudocount
 from scvi_dist.errors import ConfigError
 
 PROBABILITIES = arrays(np.float64, st.integers(1, 40), elements=st.floats(0, 1))

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_dist.analysis.cell_pass import CellPass, Parts, merge, part_of, run_here
-from scvi_dist.analysis.de_decode import DecodeOptions, PosteriorPass, decode, scales
-from scvi_dist.analysis.de_full import HistogramPass
-from scvi_dist.analysis.de_groups import grouping_of
-from scvi_dist.analysis.de_histograms import Grid
-from scvi_dist.analysis.de_options import DifferentialOptions
-from scvi_dist.analysis.differential import differential_expression
+from scvi_dist.analysis.differential.decode import DecodeOptions, PosteriorPass, decode, scales
+from scvi_dist.analysis.differential.full import HistogramPass
+from scvi_dist.analysis.differential.groups import grouping_of
+from scvi_dist.analysis.differential.histograms import Grid
+from scvi_dist.analysis.differential.options import DifferentialOptions
+from scvi_dist.analysis.differential.run import differential_expression
 from scvi_dist.analysis.expression import ExpressionOptions, normalized_expression
 from scvi_dist.analysis.importance import ImportanceOptions
+from scvi_dist.analysis.passes.cell_pass import CellPass, Parts, merge, part_of, run_here
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig
 from scvi_dist.data import Store
@@ -238,5 +238,5 @@ def test_large_draws_go_to_a_file(
     module: VAE, source: OpenSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = table(module, source)
-    monkeypatch.setattr("scvi_dist.analysis.de_pairs.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("scvi_dist.analysis.differential.pairs.IN_MEMORY_BYTES", 100)
     pd.testing.assert_frame_equal(table(module, source), expected)

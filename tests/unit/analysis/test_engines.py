@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
-from scvi_dist.analysis.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
+from scvi_dist.analysis.passes.thread_engine import ThreadEngine
 from scvi_dist.analysis.streaming import StoreCells
-from scvi_dist.analysis.thread_engine import ThreadEngine
 from scvi_dist.errors import (
     BudgetExceeded,
     CheckpointError,

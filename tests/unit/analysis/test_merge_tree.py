@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.analysis.merge_tree import FAN_IN, MAX_ROOTS, MergeTree, TreeFold
+from scvi_dist.analysis.passes.merge_tree import FAN_IN, MAX_ROOTS, MergeTree, TreeFold
 from scvi_dist.errors import PlanError
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from dask.delayed import delayed
 
-from scvi_dist.analysis.cell_pass import (
+from scvi_dist.analysis.passes.cell_pass import (
     CellPass,
     Partial,
     Parts,
@@ -23,8 +23,8 @@ from scvi_dist.analysis.cell_pass import (
     part_of,
     run_here,
 )
-from scvi_dist.analysis.part_cuts import PartCuts
-from scvi_dist.analysis.part_work import (
+from scvi_dist.analysis.passes.part_cuts import PartCuts
+from scvi_dist.analysis.passes.part_work import (
     Job,
     PartCells,
     PartOutOfMemory,
@@ -32,7 +32,7 @@ from scvi_dist.analysis.part_work import (
     compute_parts,
     finish_block,
 )
-from scvi_dist.analysis.pass_graph import PassGraph, fold_pieces, packed_blocks
+from scvi_dist.analysis.passes.pass_graph import PassGraph, fold_pieces, packed_blocks
 from scvi_dist.analysis.predictive_pass import PredictivePass, PredictiveStatistics
 from scvi_dist.analysis.streaming import StoreCells
 from scvi_dist.errors import PlanError, StoreChanged

@@ -6,8 +6,8 @@ import anndata
 import numpy as np
 import pytest
 
-from scvi_dist.analysis.cell_pass import Parts, merge, part_of, run_here
 from scvi_dist.analysis.group_statistics import group_statistics
+from scvi_dist.analysis.passes.cell_pass import Parts, merge, part_of, run_here
 from scvi_dist.analysis.raw_statistics import RawStatisticsPass, united
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells

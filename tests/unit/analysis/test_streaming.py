@@ -22,7 +22,7 @@ from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import LoaderCells, StoreCells, StreamConfig, collect
 from scvi_dist.data import Store, open_store
 from scvi_dist.data.schema import fit_schema
-from scvi_dist.data.sharded_writer import ShardedWriter
+from scvi_dist.data.writing.sharded_writer import ShardedWriter
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.errors import BadCounts, ConfigError, OutputExists
 from scvi_dist.module import VAE

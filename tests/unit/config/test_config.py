@@ -304,7 +304,7 @@ def test_the_example_is_a_run_file_with_every_section(tmp_path: Path) -> None:
 
 
 def test_the_example_can_be_planned_on_a_simulated_atlas(tmp_path: Path) -> None:
-    from scvi_dist.data.simulate import simulate_atlas
+    from scvi_dist.data.simulated.simulate import simulate_atlas
     from scvi_dist.job import plan_job
 
     atlas = simulate_atlas(tmp_path / "atlas", n_cells=600, n_genes=20, n_shards=2)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from scvi_dist.analysis.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.cell_pass import Parts, run_here
 from scvi_dist.criticism import DEOptions, PosteriorPredictiveCheck
 from scvi_dist.criticism.names import METRICS
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import ConfigError, SchemaMismatch
 from scvi_dist.model import SCVI, TOTALVI
 
@@ -306,7 +306,7 @@ def test_a_width_is_the_central_interval(cells: anndata.AnnData, models: dict[st
 
 
 def test_engines_give_the_same(cells: anndata.AnnData, models: dict[str, SCVI], whole: Any) -> None:
-    pytest.importorskip("scvi_dist.analysis.engines")
+    pytest.importorskip("scvi_dist.analysis.passes.engines")
     check = PosteriorPredictiveCheck(cells, models, **HOW, dask="threads:2")
     check.run(METRICS, de=WILCOXON)
     assert_same(check, whole, rtol=1e-6)

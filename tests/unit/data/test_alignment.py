@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvi_dist.data import open_store
-from scvi_dist.data.alignment import ColumnPlan, source_columns
-from scvi_dist.data.matrix import csr_of_dense
+from scvi_dist.data.joined.alignment import ColumnPlan, source_columns
+from scvi_dist.data.on_disk.matrix import csr_of_dense
 from scvi_dist.errors import ConfigError, FieldNotFound, SchemaMismatch
 from scvi_dist.testing import dense_of, rows_of, small_atlas, write_atlas
 

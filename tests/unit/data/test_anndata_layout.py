@@ -13,7 +13,7 @@ import zarr
 from scipy import sparse
 
 from scvi_dist.data import open_store
-from scvi_dist.data.anndata_layout import as_text, native
+from scvi_dist.data.on_disk.layout import as_text, native
 from scvi_dist.errors import FieldNotFound, StoreCorrupt, UnsupportedStore
 from scvi_dist.testing import small_atlas, write_atlas
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.data.block_cache import BlockCache
+from scvi_dist.data.remote.block_cache import BlockCache
 
 HEADER = 16
 
@@ -111,7 +111,7 @@ def test_what_a_crash_left_behind_is_removed(tmp_path: Path) -> None:
 def test_several_processes_share_one_limit(tmp_path: Path) -> None:
     limit = 20 * (1000 + HEADER)
     code = (
-        "import sys\nfrom scvi_dist.data.block_cache import BlockCache\n"
+        "import sys\nfrom scvi_dist.data.remote.block_cache import BlockCache\n"
         "cache = BlockCache(sys.argv[1], int(sys.argv[2]))\n"
         "for key in range(150):\n"
         "    name = str((key * int(sys.argv[3])) % 97)\n"

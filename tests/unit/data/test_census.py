@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from scvi_dist.data import census
-from scvi_dist.data.census import census_uri
 from scvi_dist.data.open import locate
+from scvi_dist.data.soma import census
+from scvi_dist.data.soma.census import census_uri
 from scvi_dist.errors import ConfigError, StoreNotFound
 
 BUCKET = "s3://cellxgene-census-public-us-west-2/cell-census"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.data.chunks import (
+from scvi_dist.data.on_disk.chunks import (
     DECODERS,
     ChunkDamaged,
     LocalObjects,
@@ -22,7 +22,7 @@ from scvi_dist.data.chunks import (
     read_chunks,
     unshuffled,
 )
-from scvi_dist.data.remote import RemoteObjects
+from scvi_dist.data.remote.objects import RemoteObjects
 from scvi_dist.data.spans import expand, total_length
 
 ENCODERS = {

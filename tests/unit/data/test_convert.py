@@ -14,8 +14,8 @@ from scipy import sparse
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data import open_store
-from scvi_dist.data.content import Content, index_type, pointer_type
-from scvi_dist.data.convert import CopyConfig, convert_store, kind_of_output, stored_content
+from scvi_dist.data.writing.content import Content, index_type, pointer_type
+from scvi_dist.data.writing.convert import CopyConfig, convert_store, kind_of_output, stored_content
 from scvi_dist.errors import ConfigError, OutputExists, StoreCorrupt
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scvi_dist.data.matrix import (
+from scvi_dist.data.memory import ArrayInMemory
+from scvi_dist.data.on_disk.matrix import (
     CsrMatrix,
     DenseMatrix,
     csr_of_dense,
@@ -16,7 +17,6 @@ from scvi_dist.data.matrix import (
     gene_lookup,
     select_genes,
 )
-from scvi_dist.data.memory import ArrayInMemory
 from scvi_dist.data.spans import span
 
 blocks = hnp.arrays(
@@ -66,7 +66,7 @@ def test_no_rows() -> None:
 def test_reading_in_portions_changes_nothing(
     limit: int, dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scvi_dist.data.matrix.GROUP_BYTES", limit)
+    monkeypatch.setattr("scvi_dist.data.on_disk.matrix.GROUP_BYTES", limit)
     rng = np.random.default_rng(0)
     expected = rng.poisson(0.4, (50, 12)).astype(np.float32)
     if dense:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scvi_dist.data import open_store
-from scvi_dist.data.collection import CollectionStore, collect
+from scvi_dist.data.joined.collection import CollectionStore, collect
+from scvi_dist.data.joined.parts import LazyParts, open_limit
 from scvi_dist.data.open import locate
-from scvi_dist.data.parts import LazyParts, open_limit
 from scvi_dist.errors import StoreChanged, StoreError, StoreNotFound
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
 

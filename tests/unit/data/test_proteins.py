@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvi_dist.data.manager import AnnDataManager
-from scvi_dist.data.mudata_setup import mudata_arguments, mudata_setup
+from scvi_dist.data.multimodal.mudata_setup import mudata_arguments, mudata_setup
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import Schema, fit_schema, transfer_schema
 from scvi_dist.data.schema_pass import protein_reader

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scvi_dist.data.chunks import Piece
-from scvi_dist.data.remote import RemoteFile
+from scvi_dist.data.on_disk.chunks import Piece
+from scvi_dist.data.remote.objects import RemoteFile
 
 h5py = pytest.importorskip("h5py")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.data.remote_config import RemoteConfig, split_options
-from scvi_dist.data.retries import Attempts, GaveUp, is_transient, persist
+from scvi_dist.data.remote.remote_config import RemoteConfig, split_options
+from scvi_dist.data.remote.retries import Attempts, GaveUp, is_transient, persist
 from scvi_dist.errors import ConfigError
 
 QUICK = RemoteConfig(attempts=4, first_wait_s=0.0, longest_wait_s=0.0)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.data import row_pointers
-from scvi_dist.data.row_pointers import RowPointers
+from scvi_dist.data.on_disk import row_pointers
+from scvi_dist.data.on_disk.row_pointers import RowPointers
 from scvi_dist.data.spans import expand
 from scvi_dist.errors import StoreCorrupt
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvi_dist.data import anndata_writer, external_shuffle, open_store, writer
-from scvi_dist.data.content import Content
-from scvi_dist.data.convert import CopyConfig
-from scvi_dist.data.external_shuffle import Shuffle, row_keys
-from scvi_dist.data.shuffle_store import shuffle_store
+from scvi_dist.data import open_store
+from scvi_dist.data.writing import anndata_writer, external_shuffle, writer
+from scvi_dist.data.writing.content import Content
+from scvi_dist.data.writing.convert import CopyConfig
+from scvi_dist.data.writing.external_shuffle import Shuffle, row_keys
+from scvi_dist.data.writing.shuffle_store import shuffle_store
 from scvi_dist.errors import ConfigError, OutputExists
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
 

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data import anndata_writer, open_store, writer
-from scvi_dist.data.simulate import (
+from scvi_dist.data import open_store
+from scvi_dist.data.simulated.simulate import (
     AtlasSize,
     SimulatedAtlas,
     SimulatedStore,
     simulate_atlas,
 )
+from scvi_dist.data.writing import anndata_writer, writer
 from scvi_dist.errors import ConfigError, FieldNotFound, OutputExists
 
 SIZES: dict[str, Any] = {"n_cells": 1_301, "n_genes": 120, "n_batches": 2, "n_cell_types": 3}
@@ -93,7 +94,7 @@ def test_about_eight_percent_of_counts_are_not_zero(n_genes: int) -> None:
 
 
 def test_counts_have_the_mean_and_variance_of_a_negative_binomial() -> None:
-    from scvi_dist.data.atlas_model import negative_binomial
+    from scvi_dist.data.simulated.atlas_model import negative_binomial
 
     rng = np.random.default_rng(0)
     means = np.array([0.05, 1.0, 30.0], dtype=np.float32)

@@ -16,8 +16,8 @@ import tiledbsoma.io
 from soma_experiments import make_census, scatter
 
 from scvi_dist.data import open_store
-from scvi_dist.data.soma_options import SomaOptions, soma_locator
-from scvi_dist.data.soma_writer import write_soma
+from scvi_dist.data.soma.options import SomaOptions, soma_locator
+from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.errors import (
     ConfigError,
     FieldNotFound,

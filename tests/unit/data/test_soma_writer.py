@@ -9,9 +9,10 @@ import tiledbsoma
 import tiledbsoma.io
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data import Store, open_store, soma_writer
+from scvi_dist.data import Store, open_store
 from scvi_dist.data.memory import MemoryStore
-from scvi_dist.data.soma_writer import write_soma
+from scvi_dist.data.soma import soma_writer
+from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.errors import ConfigError, OutputExists
 from scvi_dist.testing import dense_of, small_atlas
 

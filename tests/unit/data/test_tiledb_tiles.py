@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 import tiledbsoma
 
-from scvi_dist.data.soma_matrix import SparseSoma, column_map
-from scvi_dist.data.tiledb_metadata import NotPlain, filters_of, read_fragments
+from scvi_dist.data.soma.matrix import SparseSoma, column_map
+from scvi_dist.data.soma.tiledb_metadata import NotPlain, filters_of, read_fragments
 from scvi_dist.errors import StoreChanged, StoreCorrupt
 
 ZSTD = {"_type": "ZstdFilter", "level": 3}
@@ -120,7 +120,7 @@ def test_both_ways_read_the_same(name: str, tmp_path: Path) -> None:
 
 def test_few_blocks_are_decoded_for_few_rows(tmp_path: Path, monkeypatch: Any) -> None:
     """Of a tile with many blocks, only those of the wanted rows; its rows only once."""
-    from scvi_dist.data import tiledb_blocks
+    from scvi_dist.data.soma import tiledb_blocks
 
     layout = LAYOUTS["several blocks a tile"]
     counts_ng = write(tmp_path / "x", layout)

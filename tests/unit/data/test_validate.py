@@ -10,9 +10,9 @@ import pytest
 import zarr
 
 from scvi_dist.data import open_store
-from scvi_dist.data.convert import CopyConfig, convert_store
-from scvi_dist.data.shuffle_store import shuffle_store
-from scvi_dist.data.validate import Validation, validate_store
+from scvi_dist.data.writing.convert import CopyConfig, convert_store
+from scvi_dist.data.writing.shuffle_store import shuffle_store
+from scvi_dist.data.writing.validate import Validation, validate_store
 from scvi_dist.errors import StoreUnreachable
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
 
@@ -36,8 +36,8 @@ def adata() -> anndata.AnnData:
 def copy(adata: Any, tmp_path: Path) -> Path:
     """A copy in the training layout, with several chunks."""
     with open_store(adata) as store, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scvi_dist.data.writer._MIN_CHUNK_ENTRIES", 64)
-        patch.setattr("scvi_dist.data.anndata_writer._SHARD_ENTRIES", 2048)
+        patch.setattr("scvi_dist.data.writing.writer._MIN_CHUNK_ENTRIES", 64)
+        patch.setattr("scvi_dist.data.writing.anndata_writer._SHARD_ENTRIES", 2048)
         convert_store(
             store, tmp_path / "a.zarr", config=CopyConfig(layout="training", chunk_rows=8)
         )

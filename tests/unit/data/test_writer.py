@@ -12,10 +12,11 @@ import pytest
 from scipy.sparse import csr_matrix, random_array
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data import anndata_writer, open_store, writer
+from scvi_dist.data import open_store
 from scvi_dist.data.memory import MemoryStore
-from scvi_dist.data.small_atlas import small_atlas
-from scvi_dist.data.writer import ShardedWriter, write_h5ad, write_zarr
+from scvi_dist.data.simulated.small_atlas import small_atlas
+from scvi_dist.data.writing import anndata_writer, writer
+from scvi_dist.data.writing.writer import ShardedWriter, write_h5ad, write_zarr
 from scvi_dist.errors import OutputExists, PlanError
 
 N, G = 103, 17
@@ -263,7 +264,7 @@ def test_finishing_can_be_interrupted(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = bytes_of(undisturbed(tmp_path / "whole", kind))
-    from scvi_dist.data import sharded_writer
+    from scvi_dist.data.writing import sharded_writer
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

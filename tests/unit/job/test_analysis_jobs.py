@@ -12,7 +12,7 @@ import torch
 
 from scvi_dist import cli
 from scvi_dist.analysis import result_figures
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import OutputExists
 from scvi_dist.job.analysis_folder import AnalysisFolder
 from scvi_dist.job.analysis_jobs import mean_enrichment

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scvi_dist.config import RunConfig, open_run_store, parse_run
 from scvi_dist.data.schema import fit_schema
-from scvi_dist.data.simulate import simulate_atlas
+from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import ConfigError
 from scvi_dist.job.models import count_parameters
 from scvi_dist.job.output_folder import OutputFolder

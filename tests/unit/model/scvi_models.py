@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.model import SCVI
 
 N, G = 60, 8

@@ -13,7 +13,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from scvi_models import G, make_adata
 
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import ConfigError, SchemaMismatch
 from scvi_dist.model import SCVI
 

@@ -10,7 +10,7 @@ import torch
 from scvi_models import SETUP, N, make_adata, make_model
 
 from scvi_dist.data import open_store
-from scvi_dist.data.writer import write_zarr
+from scvi_dist.data.writing.writer import write_zarr
 from scvi_dist.errors import (
     BudgetExceeded,
     OutputExists,

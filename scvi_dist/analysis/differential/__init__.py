@@ -1,0 +1,1 @@
+"""Differential expression: who is compared, draws or histograms, statistics, the table."""

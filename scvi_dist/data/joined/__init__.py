@@ -1,0 +1,1 @@
+"""Many stores as one: genes by name, columns and categories in common."""

@@ -1,0 +1,1 @@
+"""MuData, on disk and in memory, as stores."""

@@ -1,0 +1,1 @@
+"""Objects behind URLs: requests, retries, and blocks kept on a local disk."""

@@ -1,0 +1,1 @@
+"""Cells that never were, for tests, examples and benchmarks."""

@@ -1,0 +1,1 @@
+"""Stores that are made: copies, layouts, shuffled copies, results in shards."""
