@@ -39,7 +39,11 @@ head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | t
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 RAY_USAGE_STATS_ENABLED=0
+# A host that is gone is noticed in seconds.
+RAY_health_check_period_ms=1000
+RAY_health_check_failure_threshold=5
 export RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED
+export RAY_health_check_period_ms RAY_health_check_failure_threshold
 unset RAY_ADDRESS
 temp=/tmp/ray-$SLURM_JOB_ID
 

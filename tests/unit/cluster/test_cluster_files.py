@@ -309,3 +309,14 @@ def test_scripts_are_sound(path: Path) -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_can_be_run(path: Path) -> None:
     assert path.stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "raycluster.yaml", "rayjob.yaml", "slurm.sh"])
+def test_a_host_that_is_gone_is_noticed_in_seconds(name: str) -> None:
+    """Training waits for nobody longer than this; Ray's own defaults are several times as long."""
+    text = (CLUSTER / name).read_text()
+    found = [
+        int(re.search(rf"RAY_health_check_{what}\W+(?:value\W+)?(\d+)", text)[1])  # type: ignore[index]
+        for what in ("period_ms", "failure_threshold")
+    ]
+    assert found[0] * found[1] <= 10_000
