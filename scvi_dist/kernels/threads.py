@@ -36,14 +36,22 @@ def run(tasks: Sequence[Callable[[], None]]) -> None:
         return
     count = n_threads()
     pool = _pool(count)
-    running = [pool.submit(task) for task in tasks[1:]]
+    # Whether gradients are recorded is a thread's own affair; here nobody records any.
+    is_inference = torch.is_inference_mode_enabled()
+    running = [pool.submit(_without_graph, task, is_inference) for task in tasks[1:]]
     torch.set_num_threads(1)
     try:
-        tasks[0]()
+        _without_graph(tasks[0], is_inference)
     finally:
         torch.set_num_threads(count)
         for future in running:
             future.result()
+
+
+def _without_graph(task: Callable[[], None], is_inference: bool) -> None:
+    # What was made in inference mode can only be written to in inference mode.
+    with torch.inference_mode(is_inference), torch.no_grad():
+        task()
 
 
 def _pool(count: int) -> ThreadPoolExecutor:

@@ -30,7 +30,8 @@ def kept_models(
             if saver.check_nan_gradients and _write(model, saver, run_dir, take_best=True):
                 model.is_trained = True
                 error.add_note(
-                    f"This model has the weights of {saver.best_model_path}, the best so far."
+                    f"As was asked for, it then took those of {saver.best_model_path}, the best "
+                    "so far."
                 )
         raise
     for saver in savers:

@@ -76,29 +76,6 @@ class Nodes:
 
 
 @pytest.fixture
-def one_host(tmp_path: Path) -> Iterator[Nodes]:
-    """All nodes under one address, as Ray's own tests have them."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
-    health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "_system_config": health, "include_dashboard": False},
-    )
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    yield Nodes(
-        cluster.address,
-        [sys.executable],
-        lambda: cluster.remove_node(nodes.pop(), allow_graceful=False),
-        lambda: nodes.append(cluster.add_node(num_cpus=1)),
-    )
-    cluster.shutdown()
-
-
-@pytest.fixture
 def several_hosts() -> Iterator[Nodes]:
     """Each node in a network namespace with an address of its own."""
     script = ROOT / "cluster" / "local.sh"
@@ -154,11 +131,8 @@ def wait_until(condition: Callable[[], Any], driver: "subprocess.Popen[Any]") ->
     return found
 
 
-@pytest.mark.parametrize("kind", ["one_host", "several_hosts"])
-def test_a_run_outlives_a_node_and_takes_it_back(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    nodes: Nodes = request.getfixturevalue(kind)
+def test_a_run_outlives_a_node_and_takes_it_back(several_hosts: Nodes, tmp_path: Path) -> None:
+    nodes = several_hosts
     cells, told = tmp_path / "cells.h5ad", tmp_path / "told"
     toy_cells().write_h5ad(cells)
     told.mkdir()

@@ -83,14 +83,16 @@ def test_the_batch_size_is_that_of_questions(monkeypatch: pytest.MonkeyPatch) ->
     SCVI.setup_anndata(adata)
     model = SCVI(adata, n_hidden=4, n_latent=2)
     seen: list[int] = []
-    posterior = model.module.posterior
+    inference = model.module.inference
     monkeypatch.setattr(
-        model.module, "posterior", lambda x, **given: seen.append(len(x)) or posterior(x, **given)
+        model.module,
+        "inference",
+        lambda x, **given: seen.append(x.shape[0]) or inference(x, **given),
     )
     model.is_trained = True
-    model.get_latent_representation(batch_size=15)
+    model.get_normalized_expression(batch_size=15)
     settings.batch_size = 10
-    model.get_latent_representation()
+    model.get_normalized_expression()
     assert seen == [15, 15, 10, 10, 10]
     with pytest.raises(ConfigError, match="batch_size"):
         settings.batch_size = 0

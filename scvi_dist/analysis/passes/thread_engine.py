@@ -144,7 +144,7 @@ class ThreadEngine:
             for number in numbers:
                 yield number, compute(number)
             return
-        modules.copy(n_threads - 1)
+        modules.copy(n_threads)
         yield from _as_they_end(compute, numbers, n_threads, self.config.part_limit_s)
 
     def _fitting(self, n_threads: int, partial: Partial) -> int:
@@ -211,8 +211,12 @@ class _Modules:
         self._idle: deque[BaseModule | None] = deque([module])
 
     def copy(self, n: int) -> None:
-        """Make more of them, while none is in use: the noise that is bound then would stay."""
-        self._idle.extend(copy.deepcopy(self._original) for _ in range(n))
+        """Lend copies from now on; called while none is in use, for bound noise would be copied.
+
+        The caller's module is for nobody else: a thread that still computes when a pass has failed
+        would draw from the noise that the next pass binds.
+        """
+        self._idle = deque(copy.deepcopy(self._original) for _ in range(n))
 
     @contextmanager
     def borrowed(self) -> Iterator[BaseModule | None]:

@@ -86,7 +86,7 @@ def test_a_broken_loss_leaves_the_best_weights(cells: anndata.AnnData, tmp_path:
             9, accelerator="cpu", run_dir=tmp_path, callbacks=[saver], enable_progress_bar=False
         )
     assert saver.best_model_path.startswith(str(tmp_path / "models" / "best-epoch="))
-    assert saver.best_model_path in failed.value.__notes__[0]
+    assert saver.best_model_path in failed.value.__notes__[-1]
     best = SCVI.load(saver.best_model_path, cells, accelerator="cpu")
     np.testing.assert_array_equal(
         best.get_latent_representation(), model.get_latent_representation()
