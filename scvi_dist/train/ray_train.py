@@ -115,7 +115,7 @@ def _run_connected(
         check_resources(config.min_workers, resources)
     cluster_cpus = None if is_ours else ray.cluster_resources().get("CPU")
     # On the driver's node: the run ends with that one anyway.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     collector = ray.remote(Collector).options(num_cpus=0, scheduling_strategy=here).remote()
     task = WorkerTask(
         job=ray.put(job),
