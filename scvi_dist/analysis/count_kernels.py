@@ -10,7 +10,8 @@ Axis suffixes: ``n`` cells, ``f`` features, ``s`` samples. Compiled loops releas
 import math
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 MAX_POISSON_RATE = 1e8
 """Rates above are cut, as where laws are sampled with torch."""
@@ -28,7 +29,7 @@ _FIRST_PLACE = 1
 """Place 0 of a stream decides whether a zero is extra, or which part of a mixture it is."""
 
 
-@njit(nogil=True, cache=True, inline="always")
+@cached_njit(nogil=True, inline="always")
 def _hashed(x: np.uint64) -> np.uint64:
     z = x + _GAMMA
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -36,26 +37,26 @@ def _hashed(x: np.uint64) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@cached_njit(nogil=True, inline="always")
 def _unit(bits: np.uint64) -> float:
     """A number in [0, 1) with 53 bits."""
     return float(bits >> _S11) * _UNIT
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _uniform(element: np.uint64, place: int) -> float:
     """The number at a place of an element's stream, never 0."""
     return _unit(_hashed(element + np.uint64(place) * _GAMMA)) + 0.5 * _UNIT
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _normal(element: np.uint64, place: int) -> float:
     """Standard normal, from the numbers at a place and the next (Box and Muller 1958)."""
     radius = math.sqrt(-2.0 * math.log(_uniform(element, place)))
     return radius * math.cos(2.0 * math.pi * _uniform(element, place + 1))
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _gamma(shape: float, element: np.uint64, place: int) -> tuple[float, int]:
     """A gamma variable of scale 1, and the place behind the numbers it used.
 
@@ -79,7 +80,7 @@ def _gamma(shape: float, element: np.uint64, place: int) -> tuple[float, int]:
                 return boost * d * v, place
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _poisson(rate: float, element: np.uint64, place: int) -> float:
     """A Poisson variable.
 
@@ -108,7 +109,7 @@ def _poisson(rate: float, element: np.uint64, place: int) -> float:
             return k
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _poisson_inverse(u: float, rate: float) -> float:
     p = math.exp(-rate)
     k = 0.0
@@ -121,7 +122,7 @@ def _poisson_inverse(u: float, rate: float) -> float:
     return k
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _nb_inverse(u: float, mu: float, theta: float) -> float:
     p = math.exp(-theta * math.log1p(mu / theta))
     success = mu / (mu + theta)
@@ -135,7 +136,7 @@ def _nb_inverse(u: float, mu: float, theta: float) -> float:
     return k
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _negative_binomial(element: np.uint64, mu: float, theta: float) -> float:
     """A count; a ``theta`` of infinity stands for a Poisson law."""
     u = _unit(element)
@@ -154,7 +155,7 @@ def _negative_binomial(element: np.uint64, mu: float, theta: float) -> float:
     return _poisson(min(rate, MAX_POISSON_RATE), element, place)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def draw_counts(
     starts: np.ndarray,
     mu_snf: np.ndarray,
@@ -201,7 +202,7 @@ def draw_counts(
                 out_snf[s, n, f] = count
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def draw_mixtures(
     starts: np.ndarray,
     mu_1_snf: np.ndarray,

@@ -6,7 +6,8 @@ Axis suffixes: ``n`` cells, ``k`` latent, ``j`` components of a block.
 import math
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 BLOCK = 512
 """Components at a time: their parameters stay in the processor's cache."""
@@ -17,7 +18,7 @@ _FACTORS = 16
 a distance of 10⁹ scales."""
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _quadratic(
     point_k: np.ndarray, loc_kj: np.ndarray, inverse_kj: np.ndarray, q_j: np.ndarray
 ) -> None:
@@ -30,7 +31,7 @@ def _quadratic(
             q_j[j] -= 0.5 * y * y
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _student(
     point_k: np.ndarray,
     loc_kj: np.ndarray,
@@ -54,7 +55,7 @@ def _student(
             q_j[j] -= half * math.log(product_j[j])
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def mixture_log_density(
     points_nk: np.ndarray,
     loc_kc: np.ndarray,

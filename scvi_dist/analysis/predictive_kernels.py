@@ -7,10 +7,11 @@ intervals. Sums are float64. The loops release the GIL.
 import math
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def add_moments(
     x_snf: np.ndarray,
     sum_sf: np.ndarray,
@@ -36,7 +37,7 @@ def add_moments(
             cell_square_ns[n, s] = square
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def add_coverage(
     counts_nf: np.ndarray,
     x_snf: np.ndarray,
@@ -71,7 +72,7 @@ def add_coverage(
         inside_i[i] += zero_in_zeros
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _sort(values: np.ndarray) -> None:
     """In place, by insertion: there are few values."""
     for i in range(1, len(values)):
@@ -83,7 +84,7 @@ def _sort(values: np.ndarray) -> None:
         values[j] = value
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _quantile(ordered: np.ndarray, share: float) -> float:
     place = share * (len(ordered) - 1)
     low = math.floor(place)
@@ -96,7 +97,7 @@ def _quantile(ordered: np.ndarray, share: float) -> float:
     return first + (second - first) * part
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def add_group_moments(
     x_snf: np.ndarray,
     group_n: np.ndarray,
@@ -117,7 +118,7 @@ def add_group_moments(
                     square_scf[s, c, f] += value * value
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def write_normalised(x_snf: np.ndarray, target_sum: float, out_nsf: np.ndarray) -> None:
     """Write ``log(1 + target · x / Σ x)`` of each cell."""
     n_samples, n_cells, n_features = x_snf.shape
@@ -129,7 +130,7 @@ def write_normalised(x_snf: np.ndarray, target_sum: float, out_nsf: np.ndarray) 
                 out_nsf[n, s, f] = math.log1p(factor * x) if x != 0.0 else 0.0
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def add_histogram(
     x_snf: np.ndarray, group_n: np.ndarray, target_sum: float, histogram_scbf: np.ndarray
 ) -> None:
@@ -148,7 +149,7 @@ def add_histogram(
                     histogram_scbf[s, c, min(max(b, 0), n_bins - 1), f] += 1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _factor(x_f: np.ndarray, target_sum: float) -> float:
     """What the counts of a cell are multiplied by; a cell without counts stays as it is."""
     total = 0.0

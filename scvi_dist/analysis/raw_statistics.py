@@ -12,11 +12,11 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 
 from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
 from scvi_dist.analysis.streaming import Block, StoreCells
 from scvi_dist.batch import REGISTRY_KEYS
+from scvi_dist.kernels.code_cache import cached_njit
 from scvi_dist.module.base import BaseModule
 
 TARGET_SUM = 1e4
@@ -184,7 +184,7 @@ def _mean_and_variance(
     return mean, np.where(n_s1 > 0, np.maximum(variance, 0), np.nan)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _add_rows(
     indptr: np.ndarray,
     indices: np.ndarray,

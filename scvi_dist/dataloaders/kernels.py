@@ -4,10 +4,11 @@ Axis suffixes: ``n`` cells, ``g`` genes.
 """
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def gather_rows(
     indptr: np.ndarray,
     indices: np.ndarray,
@@ -37,7 +38,7 @@ def gather_rows(
                 out_values[entry] = values[entry]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def scatter_rows(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, out_ng: np.ndarray
 ) -> None:

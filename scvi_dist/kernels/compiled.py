@@ -5,6 +5,8 @@ from typing import Any
 
 from numba import njit
 
+from scvi_dist.kernels.code_cache import cached_njit
+
 FUSED_MULTIPLY_ADD = frozenset({"contract"})
 """May round less, never more: the one liberty that compensated formulas stand."""
 SUMS = FUSED_MULTIPLY_ADD | {"reassoc", "nsz"}
@@ -30,10 +32,7 @@ def compiled(
     *,
     inlined: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that compiles a function of scalars and arrays.
-
-    Code goes to numba's cache beside the source or in the user's cache folder. Where neither can
-    be written it is compiled in each process.
+    """A decorator that compiles a function of scalars and arrays, and keeps the code on disk.
 
     Parameters
     ----------
@@ -44,14 +43,5 @@ def compiled(
         Put the code into each loop that calls it, however long it is: a loop with a call in it has
         no lanes.
     """
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = OPTIONS | {"fastmath": set(fastmath), "forceinline": inlined}
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError as error:
-            if "cannot cache function" not in str(error):
-                raise
-            return njit(**options)(function)
-
-    return decorate
+    options = OPTIONS | {"fastmath": set(fastmath), "forceinline": inlined}
+    return cached_njit(**options)

@@ -4,7 +4,8 @@ Axis suffixes: ``f`` features, ``b`` bins, ``k`` differences of bins, ``z`` batc
 """
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 NEGLIGIBLE = 1e-4
 """A pseudocount below this share of the smallest scale changes a logarithm by less than 2e-4, and
@@ -12,7 +13,7 @@ is left out."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def describe_differences(
     first_zfb: np.ndarray,
     second_zfb: np.ndarray,
@@ -56,7 +57,7 @@ def describe_differences(
             found[8 + 2 * index, f] = high * step
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _law(
     first_zb: np.ndarray,
     second_zb: np.ndarray,
@@ -86,7 +87,7 @@ def _law(
     return step
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _shifted(
     mass_b: np.ndarray,
     start: float,
@@ -113,7 +114,7 @@ def _shifted(
         left = right
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def _add_differences(first_b: np.ndarray, second_b: np.ndarray, law_k: np.ndarray) -> None:
     n_bins = len(first_b)
     low, high = 0, n_bins
@@ -129,7 +130,7 @@ def _add_differences(first_b: np.ndarray, second_b: np.ndarray, law_k: np.ndarra
                 target_k[a] += first_b[a] * mass
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _distribution(law_k: np.ndarray, upto_k: np.ndarray) -> None:
     """Distribution function at the differences of whole bins: half of a triangle is below it."""
     total = 0.0
@@ -138,7 +139,7 @@ def _distribution(law_k: np.ndarray, upto_k: np.ndarray) -> None:
         total += law_k[k]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _at(law_k: np.ndarray, upto_k: np.ndarray, x: float) -> float:
     """Distribution function at any difference, in bins; exact for triangles."""
     middle = (len(law_k) - 1) // 2
@@ -153,7 +154,7 @@ def _at(law_k: np.ndarray, upto_k: np.ndarray, x: float) -> float:
     return below + law_k[k] * (1.0 - 0.5 * (1.0 - t) ** 2) + law_k[k + 1] * 0.5 * t * t
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _moments(law_k: np.ndarray, step: float) -> tuple[float, float]:
     """Mean and standard deviation; a triangle has a variance of its own."""
     middle = (len(law_k) - 1) // 2
@@ -164,7 +165,7 @@ def _moments(law_k: np.ndarray, step: float) -> tuple[float, float]:
     return mean * step, step * np.sqrt(max(square - mean * mean + 1.0 / 6.0, 0.0))
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _quantile(upto_k: np.ndarray, share: float) -> float:
     """Difference, in bins, below which is a share of the mass; linear between whole bins."""
     k = np.searchsorted(upto_k, share)
@@ -177,7 +178,7 @@ def _quantile(upto_k: np.ndarray, share: float) -> float:
     return k - 1 - middle + ((share - upto_k[k - 1]) / rise if rise > 0 else 0.5)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _shortest(upto_k: np.ndarray, level: float) -> tuple[float, float]:
     """Ends, in bins, of the shortest interval with a share of the mass that starts or ends at a
     difference of whole bins."""

@@ -8,10 +8,10 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from scvi_dist.analysis.passes.cell_pass import Partial
+from scvi_dist.kernels.code_cache import cached_njit
 
 _TILE = 256
 """Features whose bins are in the processor's cache while the draws of a stratum are counted."""
@@ -109,7 +109,7 @@ class Histograms:
         )
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@cached_njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _add(
     scale_rf: np.ndarray,
     logs_rf: np.ndarray,

@@ -11,7 +11,8 @@ Axis suffixes: ``t`` tiles, ``r`` draws, ``g`` features of a tile, ``f`` all fea
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from scvi_dist.kernels.code_cache import cached_njit
 
 _ATTEMPTS = 24
 _FEW_VALUES = 64
@@ -41,7 +42,7 @@ _P6, _P7, _P8 = (
 )
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def log2_of(
     bits: np.ndarray, mantissa_bits: np.ndarray, mantissa: np.ndarray, out: np.ndarray
 ) -> None:
@@ -66,7 +67,7 @@ def log2_of(
         out[i] = (f + (p * f * square - _HALF * square)) * _TO_LOG2 + exponent
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def count_more(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -88,7 +89,7 @@ def count_more(
         found_1f[0, t * width : (t + 1) * width] = more_g
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def mean_changes(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -107,7 +108,7 @@ def mean_changes(
         found_1f[0, t * width : (t + 1) * width] = describe(x_gq)[0]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def describe_changes(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -141,7 +142,7 @@ def describe_changes(
                 here[8 + 2 * index] = ends[index, 1]
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def _count_changes(
     first_rg: np.ndarray,
     second_rg: np.ndarray,
@@ -163,7 +164,7 @@ def _count_changes(
     found[0], found[1] = up_g, down_g
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def _changes(
     first_rg: np.ndarray,
     second_rg: np.ndarray,
@@ -192,7 +193,7 @@ def _changes(
                 x_gq[g, start + j] = x_i[j * width + g]
 
 
-@njit(nogil=True, cache=True, fastmath=_FINITE)
+@cached_njit(nogil=True, fastmath=_FINITE)
 def describe(x_gq: np.ndarray) -> np.ndarray:
     """float64 ``[5, g]``: mean, median, standard deviation, smallest and largest value."""
     n_genes, n_pairs = x_gq.shape
@@ -217,7 +218,7 @@ def describe(x_gq: np.ndarray) -> np.ndarray:
     return found
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def _count_below(x_q: np.ndarray, value: np.float32) -> np.int64:
     below = np.int32(0)
     for q in range(len(x_q)):
@@ -225,7 +226,7 @@ def _count_below(x_q: np.ndarray, value: np.float32) -> np.int64:
     return np.int64(below)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.ndarray) -> int:
     n_near: Any = 0
     for q in range(len(x_q)):
@@ -235,7 +236,7 @@ def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.n
     return n_near
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _median(
     x_q: np.ndarray, low: float, high: float, mean: float, std: float, near_q: np.ndarray
 ) -> float:
@@ -267,7 +268,7 @@ def _median(
     return 0.5 * (np.float64(near[rank_low - below]) + np.float64(near[rank_high - below]))
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def shortest_intervals(x_gq: np.ndarray, level_l: np.ndarray) -> np.ndarray:
     """float64 ``[l, 2, g]``: ends of the shortest interval with each share of the values."""
     n_genes, n_pairs = x_gq.shape
@@ -285,7 +286,7 @@ def shortest_intervals(x_gq: np.ndarray, level_l: np.ndarray) -> np.ndarray:
     return found
 
 
-@njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
 def mean_and_largest(
     x_trg: np.ndarray, rows_r: np.ndarray, start: int, stop: int, found_2f: np.ndarray
 ) -> None:
@@ -302,7 +303,7 @@ def mean_and_largest(
         found_2f[1, t * width : (t + 1) * width] = largest_g
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
     """Write draws into tiles; features beyond the last one are 1."""
     n_draws, n_features = scale_rf.shape

@@ -6,12 +6,12 @@ runs are few and a row is looked up once for all its entries.
 """
 
 import numpy as np
-from numba import njit
 
 from scvi_dist.batch import CsrRows
+from scvi_dist.kernels.code_cache import cached_njit
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def runs_of_column(column: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> int:
     """Fill ``rows`` and ``starts`` (as long as the column, at least) and give the runs' number."""
     n_runs = 0
@@ -23,7 +23,7 @@ def runs_of_column(column: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> 
     return n_runs
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def slots_of_runs(rows: np.ndarray, wanted: np.ndarray, slots: np.ndarray) -> None:
     """The place of each run's row among the wanted ones (ascending), -1 for those not wanted."""
     n = len(wanted)
@@ -38,7 +38,7 @@ def slots_of_runs(rows: np.ndarray, wanted: np.ndarray, slots: np.ndarray) -> No
             slot += 1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def count_runs(slots: np.ndarray, starts: np.ndarray, n_entries: int, counts: np.ndarray) -> int:
     """Add the lengths of runs to their rows' counts; how many entries are wanted."""
     total = 0
@@ -50,7 +50,7 @@ def count_runs(slots: np.ndarray, starts: np.ndarray, n_entries: int, counts: np
     return total
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def mark_blocks(
     slots: np.ndarray, starts: np.ndarray, n_entries: int, block: int, marks: np.ndarray
 ) -> None:
@@ -62,7 +62,7 @@ def mark_blocks(
                 marks[i] = True
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def place_runs(
     slots: np.ndarray,
     starts: np.ndarray,
@@ -109,7 +109,7 @@ def place_runs(
     return -1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def close_gaps(starts: np.ndarray, stops: np.ndarray, indices: np.ndarray, data: np.ndarray) -> int:
     """Move rows that did not fill the room left for them together, in place; entries in all."""
     at = 0
@@ -121,7 +121,7 @@ def close_gaps(starts: np.ndarray, stops: np.ndarray, indices: np.ndarray, data:
     return at
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def first_unsorted(indptr: np.ndarray, indices: np.ndarray) -> int:
     """The first row whose columns do not strictly rise, or -1."""
     for row in range(len(indptr) - 1):
@@ -131,7 +131,7 @@ def first_unsorted(indptr: np.ndarray, indices: np.ndarray) -> int:
     return -1
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def unshuffle_bytes(shuffled: np.ndarray, out: np.ndarray, itemsize: int) -> None:
     """Undo TileDB's byte shuffle: bytes of equal significance lie together in ``shuffled``."""
     n = len(out) // itemsize
