@@ -3,8 +3,8 @@
     PYTHON annbatch_peer.py H5AD COLLECTION BATCH_SIZE
 
 It needs Python 3.12 with ``annbatch`` and ``zarrs``. Each line on standard input is one pass over
-all cells (512-row chunks, 32 of them at once, the batch as scipy CSR); the answer is a line of
-JSON with cells, seconds and CPU seconds.
+all cells (512-row chunks, 32 of them at once), ``sparse`` with the batch as scipy CSR, ``dense``
+with its float32 array; the answer is a line of JSON with cells, seconds and CPU seconds.
 """
 
 import json
@@ -27,7 +27,8 @@ def main() -> None:
         DatasetCollection(zarr.open_group(target, mode="w")).add_adatas([source], shuffle=True)
     collection = DatasetCollection(zarr.open_group(target, mode="r"), mode="r")
     print(json.dumps({"ready": True}), flush=True)
-    for number, _ in enumerate(sys.stdin):
+    for number, line in enumerate(sys.stdin):
+        dense = line.strip() == "dense"
         loader = Loader(
             batch_size=batch_size,
             chunk_size=512,
@@ -37,7 +38,10 @@ def main() -> None:
         )
         loader.use_collection(collection)
         start, cpu = time.perf_counter(), time.process_time()
-        n = sum(batch["X"].shape[0] for batch in loader)
+        if dense:
+            n = sum(len(batch["X"].toarray()) for batch in loader)
+        else:
+            n = sum(batch["X"].shape[0] for batch in loader)
         took = {"cells": n, "s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
         print(json.dumps(took), flush=True)
 

@@ -51,7 +51,7 @@ def timed(go: Callable[[], int]) -> Pass:
     return run
 
 
-def loader_of(path: Path, batch_size: int, check: bool = False) -> LocalLoader:
+def loader_of(path: Path | ad.AnnData, batch_size: int, check: bool = False) -> LocalLoader:
     store = open_store(path)
     schema = fit_schema(store, SetupArgs(batch_key="batch"))
     source = OpenSource(store, schema, check_counts=check)
@@ -61,7 +61,7 @@ def loader_of(path: Path, batch_size: int, check: bool = False) -> LocalLoader:
     )
 
 
-def ours(path: Path, batch_size: int, dense: bool = False) -> Pass:
+def ours(path: Path | ad.AnnData, batch_size: int, dense: bool = False) -> Pass:
     loader = loader_of(path, batch_size)
 
     def go() -> int:
@@ -120,7 +120,7 @@ def scvi_in_memory(path: Path, batch_size: int, dense: bool) -> Pass | None:
     return timed(lambda: sum(batch["X"].shape[0] for batch in loader))
 
 
-def annbatch(python: str | None, path: Path, batch_size: int) -> Pass | None:
+def annbatch(python: str | None, path: Path, batch_size: int, output: str) -> Pass | None:
     if python is None:
         return None
     target = path.with_name(f"{path.stem}-annbatch.zarr")
@@ -133,7 +133,7 @@ def annbatch(python: str | None, path: Path, batch_size: int) -> Pass | None:
         raise SystemExit(f"annbatch does not start with {python}; see above.")
 
     def run() -> tuple[int, float, float]:
-        stdin.write("pass\n")
+        stdin.write(f"{output}\n")
         stdin.flush()
         told = json.loads(stdout.readline())
         return told["cells"], told["s"], told["cpu_s"]
@@ -150,10 +150,12 @@ def cases(files: AtlasFiles, args: argparse.Namespace) -> Iterator[tuple[str, Pa
         "ours zarr dense": lambda: ours(files.training, size, dense=True),
         "ours h5ad": lambda: ours(files.h5ad, size),
         "ours h5ad dense": lambda: ours(files.h5ad, size, dense=True),
+        "ours memory": lambda: ours(ad.read_h5ad(files.h5ad), size),
         "ceiling zarr": lambda: ceiling(files.zarr, size),
         "ceiling zarr training": lambda: ceiling(files.training, size),
         "ceiling h5ad": lambda: ceiling(files.h5ad, size),
-        "annbatch zarr": lambda: annbatch(args.annbatch_python, files.h5ad, size),
+        "annbatch zarr": lambda: annbatch(args.annbatch_python, files.h5ad, size, "sparse"),
+        "annbatch zarr dense": lambda: annbatch(args.annbatch_python, files.h5ad, size, "dense"),
         "scDataset h5ad": lambda: scdataset(files.h5ad, size),
         "scvi-tools memory": lambda: scvi_in_memory(files.h5ad, size, dense=False),
         "scvi-tools memory dense": lambda: scvi_in_memory(files.h5ad, size, dense=True),
@@ -201,6 +203,8 @@ def report_ratios(wall: dict[str, list[float]], cpu: dict[str, list[float]]) -> 
         ("ours zarr training", "ceiling zarr training"),
         ("ours h5ad", "ceiling h5ad"),
         ("ours h5ad", "scDataset h5ad"),
+        ("ours zarr dense", "annbatch zarr dense"),
+        ("ours memory", "scvi-tools memory"),
         ("ours zarr training", "scvi-tools memory"),
         ("ours zarr dense", "scvi-tools memory dense"),
     )
