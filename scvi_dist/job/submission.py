@@ -104,7 +104,9 @@ def submit(
         shutil.copy(Path(str(files("scvi_dist.job"))) / SCRIPT, folder / SCRIPT)
         where = f" {shlex.quote(os.getcwd())}" if options.shared_storage else ""
         return jobs.start(
-            f"sh {SCRIPT}{where}",
+            # The run takes the place of Ray's shell. Were it that shell's child, nobody would learn
+            # of its end once the job is stopped, and Ray would wait for it until its limit.
+            f"exec sh {SCRIPT}{where}",
             name=name,
             runtime_env=_runtime_env(folder, options),
             metadata={
