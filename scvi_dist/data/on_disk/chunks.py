@@ -198,9 +198,10 @@ def _raw(raw: Any, out: np.ndarray) -> None:
     out[:] = np.frombuffer(raw, dtype=np.uint8)
 
 
-def _numcodecs(name: str, size_at: int | None) -> Decoder:
+def _numcodecs(name: str, size_at: int | None, length_at: int | None = None) -> Decoder:
     """``size_at``: where in the stored bytes their decoded size is, as 4 bytes; if it is nowhere,
-    they are decoded before their size is known, at the price of a copy.
+    they are decoded before their size is known, at the price of a copy. ``length_at``: where their
+    own number is; the codec believes it, and would read beyond the end of a chunk that is cut off.
     """
     import numcodecs
 
@@ -214,6 +215,10 @@ def _numcodecs(name: str, size_at: int | None) -> Decoder:
             size = int.from_bytes(raw[size_at : size_at + 4], "little")
             if size != len(out):
                 raise ChunkDamaged(f"{name}: {size} bytes stored, expected {len(out)}")
+            if length_at is not None:
+                length = int.from_bytes(raw[length_at : length_at + 4], "little")
+                if length != len(raw):
+                    raise ChunkDamaged(f"{name}: {len(raw)} bytes of {length} are there")
             codec.decode(raw, out)
         except (RuntimeError, ValueError, OSError) as error:
             raise ChunkDamaged(f"{name}: {error}") from error
@@ -233,9 +238,9 @@ def _deflate(wbits: int) -> Callable[[], Decoder]:
 
 DECODERS: Mapping[str, Callable[[], Decoder]] = {
     "": lambda: _raw,
-    "blosc": lambda: _numcodecs("blosc", 4),
-    "zstd": lambda: _numcodecs("zstd", None),
-    "lz4": lambda: _numcodecs("lz4", 0),
+    "blosc": lambda: _numcodecs("blosc", size_at=4, length_at=12),
+    "zstd": lambda: _numcodecs("zstd", size_at=None),
+    "lz4": lambda: _numcodecs("lz4", size_at=0),
     "gzip": _deflate(31),
     "zlib": _deflate(15),
 }

@@ -32,9 +32,14 @@ def decode_tile(
     at, done = 8, 0
     for i in range(n_blocks):
         size, length, length_of_facts = _HEADER.unpack_from(raw, at)
-        if i == 0 and wanted is not None:
-            marks = np.zeros(n_blocks, dtype=np.bool_)
-            mark_blocks(*wanted, n_entries, max(1, size // itemsize), marks)
+        if i == 0:
+            first = size
+            _check_blocks(n_blocks, first, len(raw), len(out), itemsize)
+            if wanted is not None:
+                marks = np.zeros(n_blocks, dtype=np.bool_)
+                mark_blocks(*wanted, n_entries, first // itemsize, marks)
+        elif size != first and i + 1 < n_blocks:
+            raise ChunkDamaged(f"blocks of {first} and {size} bytes in one tile")
         facts = at + _HEADER.size
         at = facts + length_of_facts + length
         if marks is None or marks[i]:
@@ -51,6 +56,12 @@ def decode_tile(
         done += size
     if done != len(out) or at != len(raw):
         raise ChunkDamaged(f"a tile of {len(out)} bytes has blocks of {done}")
+
+
+def _check_blocks(n_blocks: int, size: int, n_stored: int, n_bytes: int, itemsize: int) -> None:
+    """Whether so many blocks of this size can be a tile: loops that trust them check nothing."""
+    if size < itemsize or n_blocks * _HEADER.size > n_stored or n_blocks * size < n_bytes:
+        raise ChunkDamaged(f"{n_blocks} blocks of {size} bytes for a tile of {n_bytes}")
 
 
 def _decode_block(

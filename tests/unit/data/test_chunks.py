@@ -1,6 +1,7 @@
 """Chunks: fetched together, decoded once, damage noticed."""
 
 import itertools
+import mmap
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_decoders_notice_damage(name: str, damage: str) -> None:
     }[damage]
     with pytest.raises(ChunkDamaged):
         DECODERS[name]()(memoryview(bad), np.zeros(2000, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("left", [0, 15, 16, 17, 4096, 40_960])
+def test_nothing_behind_a_chunk_that_is_cut_off_is_read(name: str, left: int) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 30, 1 << 18).astype("<i4")
+    stored = bytes(ENCODERS[name](values.tobytes()))
+    # It ends where a page ends: what lies behind is mostly not this process's to read.
+    pages = -(-max(left, 1) // mmap.PAGESIZE)
+    with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
+        start = len(memory) - left
+        memory[start:] = stored[:left]
+        with memoryview(memory) as whole, whole[start:] as cut, pytest.raises(ChunkDamaged):
+            DECODERS[name]()(cut, np.zeros(values.nbytes, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("itemsize", [1, 2, 4, 8])

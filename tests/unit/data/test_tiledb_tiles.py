@@ -217,6 +217,24 @@ def test_noise_in_a_file_names_the_rows(name: str, tmp_path: Path) -> None:
             matrix.read(np.arange(60), column_map(np.arange(40), 40, "x"))
 
 
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [(0, 0), (0, 1), (0, 1 << 20), (8, 0), (8, 8), (8, 1 << 30), (12, 1 << 30), (16, 1 << 30)],
+)
+def test_heads_of_tiles_and_blocks_are_not_believed(at: int, number: int, tmp_path: Path) -> None:
+    """How many blocks there are, how long each is before and after, how long its notes are."""
+    write(tmp_path / "x", LAYOUTS["several blocks a tile"])
+    (file,) = files_of(tmp_path / "x", "a0.tdb")
+    raw = bytearray(file.read_bytes())
+    raw[at : at + 4] = number.to_bytes(4, "little")
+    file.write_bytes(raw)
+    with tiledbsoma.open(str(tmp_path / "x")) as array:
+        matrix = SparseSoma(array, "the store")
+        assert matrix.tiles is not None
+        with pytest.raises(StoreCorrupt, match=r"the store: the entries of rows \d+ to \d+"):
+            matrix.read(np.arange(0, 700, 3), column_map(np.arange(60), 60, "x"))
+
+
 def test_a_file_cut_off_is_left_to_tiledb_which_refuses_it(tmp_path: Path) -> None:
     write(tmp_path / "x", LAYOUTS["as tiledbsoma does"])
     (file,) = files_of(tmp_path / "x", "d1.tdb")
