@@ -186,6 +186,11 @@ class Store(ABC):
         """Rows that storage keeps together (1: rows can be read singly without waste)."""
 
     @property
+    def is_shuffled(self) -> bool:
+        """Whether cells are known to lie in random order: neighbours are as good as any others."""
+        return False
+
+    @property
     @abstractmethod
     def bytes_per_cell(self) -> float:
         """Mean size of a row once it is in memory as CSR (8 bytes an entry and 8 a row)."""

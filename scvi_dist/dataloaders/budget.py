@@ -31,6 +31,11 @@ MIXED_BLOCKS = 512
 """Blocks in a window, at least; and at least as many as a minibatch has cells. Of cells stored in
 runs of one kind, minibatches then have 99 % of the entropy of random draws, or more."""
 
+SHUFFLED_BLOCKS, SHUFFLED_CHUNKS = 16, 16
+"""Blocks in a window, at least, and chunks in a block, of a store whose cells are shuffled: no more
+than a sixteenth of what is decoded is decoded twice, and who is in a window together changes from
+epoch to epoch."""
+
 FEWEST_ROWS = 16
 """Rows of a block, at least: below, a store spends more time on finding rows than on reading."""
 
@@ -109,17 +114,22 @@ def fit_window(
 
 
 def block_rows_for(
-    chunk_rows: int, window_cells: int, stratum: int = 1, batch_size: int = 1
+    chunk_rows: int,
+    window_cells: int,
+    stratum: int = 1,
+    batch_size: int = 1,
+    is_shuffled: bool = False,
 ) -> int:
     """Rows of a block that suit a store which keeps ``chunk_rows`` rows together.
 
     Whole chunks, at least 64 rows, and so few that a window mixes ``MIXED_BLOCKS``; where those
-    contradict each other, mixing wins: a store in large chunks is then decoded several times over,
-    unless ``block_rows`` says otherwise (a store that was shuffled needs no mixing). A multiple of
-    ``stratum`` (see :class:`RowSet`).
+    contradict each other, mixing wins: a store in large chunks is then decoded several times over.
+    A store that was shuffled is mixed already: its blocks are ``SHUFFLED_CHUNKS`` long. A multiple
+    of ``stratum`` (see :class:`RowSet`).
     """
-    most = max(FEWEST_ROWS, window_cells // max(MIXED_BLOCKS, batch_size))
-    wanted = chunk_rows * max(1, -(-64 // chunk_rows))
+    fewest = SHUFFLED_BLOCKS if is_shuffled else max(MIXED_BLOCKS, batch_size)
+    most = max(FEWEST_ROWS, window_cells // fewest)
+    wanted = chunk_rows * max(SHUFFLED_CHUNKS if is_shuffled else 1, -(-64 // chunk_rows))
     size = min(wanted, most)
     return max(stratum, size // stratum * stratum)
 

@@ -61,7 +61,7 @@ def make_plan(
         scratch_bytes_for(store.chunk_rows, bytes_per_cell, config.n_threads),
     )
     block_rows = config.block_rows or block_rows_for(
-        store.chunk_rows, window, rows.stratum, batch_size
+        store.chunk_rows, window, rows.stratum, batch_size, store.is_shuffled
     )
     return ReadPlan(
         rows,

@@ -146,6 +146,10 @@ class PaddedStore(Store):
         return self.base.chunk_rows
 
     @property
+    def is_shuffled(self) -> bool:
+        return self.base.is_shuffled
+
+    @property
     def bytes_per_cell(self) -> float:
         # At most: genes of the base that are not shown are not read.
         return self.base.bytes_per_cell

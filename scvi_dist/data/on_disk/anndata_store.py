@@ -13,7 +13,7 @@ import pandas as pd
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.names import names_digest, shared_names
 from scvi_dist.data.on_disk.frames import FramesElement
-from scvi_dist.data.on_disk.layout import ElementTree, find_matrix, list_layers
+from scvi_dist.data.on_disk.layout import SHUFFLED, ElementTree, find_matrix, list_layers
 from scvi_dist.data.on_disk.matrix import open_matrix
 from scvi_dist.data.on_disk.tables import TableElement
 from scvi_dist.data.spans import Range, in_order, spans_of, spans_of_rows
@@ -112,6 +112,10 @@ class AnnDataStore(Store):
     @property
     def chunk_rows(self) -> int:
         return self._matrix.chunk_rows
+
+    @property
+    def is_shuffled(self) -> bool:
+        return SHUFFLED in self._tree.attributes("")
 
     @property
     def bytes_per_cell(self) -> float:

@@ -12,6 +12,9 @@ import numpy as np
 
 from scvi_dist.errors import FieldNotFound, StoreCorrupt, UnsupportedStore, did_you_mean
 
+SHUFFLED = "scvi_dist_shuffle"
+"""Attribute of the root of a store whose cells were written in random order."""
+
 
 class StoredArray(Protocol):
     """An array of a store, not yet read."""

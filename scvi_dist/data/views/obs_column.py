@@ -137,6 +137,10 @@ class ObsColumnStore(Store):
         return self.base.chunk_rows
 
     @property
+    def is_shuffled(self) -> bool:
+        return self.base.is_shuffled
+
+    @property
     def bytes_per_cell(self) -> float:
         return self.base.bytes_per_cell
 

@@ -252,6 +252,10 @@ class SubsetStore(Store):
         return max(1, round(self.base.chunk_rows * share))
 
     @property
+    def is_shuffled(self) -> bool:
+        return self.base.is_shuffled
+
+    @property
     def bytes_per_cell(self) -> float:
         return self.base.bytes_per_cell if self._genes is None else self._sampled_bytes
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scvi_dist.data.filesystem import exists, join_url, normalise_url, open_file, redact_url
+from scvi_dist.data.on_disk.layout import SHUFFLED
 from scvi_dist.data.store import Store
 from scvi_dist.data.writing.anndata_writer import (
     MatrixLayout,
@@ -31,7 +32,6 @@ from scvi_dist.data.writing.task_pool import run_tasks
 from scvi_dist.data.writing.writer import OnProgress, same_layout, training_layout, type_of_values
 from scvi_dist.errors import OutputExists
 
-_ATTRIBUTE = "scvi_dist_shuffle"
 _VERSION = 1
 _PIECE_ROWS = 1 << 16
 
@@ -201,7 +201,7 @@ def _root_attributes(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_finished(url: str, plan: dict[str, Any], options: dict[str, Any]) -> bool:
-    return _root_attributes(url, options).get(_ATTRIBUTE) == plan
+    return _root_attributes(url, options).get(SHUFFLED) == plan
 
 
 def _told(store: Store, url: str, options: dict[str, Any]) -> Converted:
@@ -243,7 +243,7 @@ def _finish(
         extras = read_extras(store)
         write_extras(container, extras)
         told = json.dumps({"X": content.to_json()})
-        finish_anndata(container, **{CONTENT: told, _ATTRIBUTE: plan})
+        finish_anndata(container, **{CONTENT: told, SHUFFLED: plan})
     remove_state(shuffle.url, options)
     return extras.lost
 

@@ -126,7 +126,7 @@ def test_genes_in_another_order_are_put_in_the_schema_s_order(
         latent_representation(module, _cells(there)),
         latent_representation(module, _cells(source)),
         rtol=1e-5,
-            atol=1e-7,
+        atol=1e-7,
     )
 
 
@@ -172,7 +172,7 @@ def test_a_users_loader_gives_what_the_store_gives(module: VAE, source: OpenSour
         latent_representation(module, LoaderCells(loader)),
         latent_representation(module, _cells(source)),
         rtol=1e-5,
-            atol=1e-7,
+        atol=1e-7,
     )
     assert elbo(module, LoaderCells(loader)).shape == ()
     assert elbo(module, LoaderCells(loader), return_mean=False).shape == (N_CELLS,)

@@ -57,6 +57,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
+def test_a_shuffled_store_says_so_and_so_do_its_views(path: Path, tmp_path: Path) -> None:
+    shuffle(path, tmp_path / "a.zarr")
+    with open_store(tmp_path / "a.zarr") as store:
+        assert store.is_shuffled
+    with open_store(tmp_path / "a.zarr", obs_filter="batch != 'none'") as view:
+        assert view.is_shuffled
+    with open_store(path) as store, open_store([path, tmp_path / "a.zarr"]) as both:
+        assert not store.is_shuffled
+        assert not both.is_shuffled
+
+
 def test_a_shuffled_copy_has_every_cell_in_the_order_of_the_keys(
     adata: Any, path: Path, tmp_path: Path
 ) -> None:

@@ -269,6 +269,16 @@ def test_blocks_suit_the_store_unless_a_window_would_not_mix(chunk_rows, window,
         assert size == chunk_rows
 
 
+@given(st.integers(1, 10**5), st.integers(1, 10**6), st.sampled_from([1, 16]), st.integers(1, 5000))
+def test_blocks_of_a_shuffled_store_are_many_chunks(chunk_rows, window, stratum, batch):
+    size = block_rows_for(chunk_rows, window, stratum, batch, is_shuffled=True)
+    assert size % stratum == 0
+    assert size <= max(16, window // 16)
+    assert size >= block_rows_for(chunk_rows, window, stratum, batch)
+    if stratum == 1 and 4 <= chunk_rows <= window // 256:
+        assert size == 16 * chunk_rows
+
+
 def test_facts_pin_the_order_and_nothing_else():
     config = PlanConfig(batch_size=10, window_cells=99, seed=3)
     base = ReadPlan(AllRows(100), config).facts()
