@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from scvi_dist.batch import CsrRows
+from scvi_dist.data.on_disk.entry_check import first_bad_entry
 from scvi_dist.data.on_disk.layout import ElementTree, MatrixElement, StoredArray
 from scvi_dist.data.on_disk.row_pointers import RowPointers
 from scvi_dist.data.spans import expand, groups_of, spans_of_rows
@@ -135,28 +136,20 @@ class CsrMatrix:
 
     def _check(self, block: CsrRows, spans: np.ndarray) -> None:
         """Raise :class:`StoreCorrupt` for a gene that does not exist or that a row has twice."""
-        indices = block.indices
-        if len(indices) == 0:
+        bad = first_bad_entry(block.indptr, block.indices, self.shape[1])
+        if bad < 0:
             return
-        if int(indices.min()) < 0 or int(indices.max()) >= self.shape[1]:
-            bad = int(np.argmax((indices < 0) | (indices >= self.shape[1])))
-            row, gene = self._row_of(block, spans, bad), indices[bad]
+        row, gene = self._row_of(block, spans, bad), int(block.indices[bad])
+        if not 0 <= gene < self.shape[1]:
             raise StoreCorrupt(
                 f"{self.where}: row {row} has a value for gene {gene}; there are "
                 f"{self.shape[1]} genes."
             )
-        twice = indices[1:] == indices[:-1]
-        if not twice.any():
-            return
-        starts = block.indptr[1:-1]
-        twice[starts[(starts > 0) & (starts < len(indices))] - 1] = False
-        if twice.any():
-            bad = int(np.argmax(twice))
-            raise StoreCorrupt(
-                f"{self.where}: row {self._row_of(block, spans, bad)} has gene {indices[bad]} "
-                "twice. A chunk of the indices is missing, or the matrix was written with "
-                "duplicates: call sum_duplicates() on it and write it again."
-            )
+        raise StoreCorrupt(
+            f"{self.where}: row {row} has gene {gene} twice. A chunk of the indices is missing, "
+            "or the matrix was written with duplicates: call sum_duplicates() on it and write it "
+            "again."
+        )
 
     def _row_of(self, block: CsrRows, spans: np.ndarray, entry: int) -> int:
         return int(expand(spans)[np.searchsorted(block.indptr, entry, side="right") - 1])
