@@ -4,19 +4,17 @@ Needs root and network namespaces; the hosts are those of ``cluster/local.sh``.
 """
 
 import json
-import os
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from local_hosts import LIMIT_S, OUTSIDE, SECRET, Hosts, run
 
-import scvi_dist
 from scvi_dist import cli
 from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import ClusterUnreachable
@@ -30,84 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-ROOT = Path(scvi_dist.__file__).parents[1]
-SCRIPT = ROOT / "cluster" / "local.sh"
-SECRET = "s3cr3t-that-nobody-may-tell"
-LIMIT_S = 400.0
-OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 EPOCHS, BATCH, CELLS = 40, 128, 1_500
-
-
-@dataclass
-class Hosts:
-    """A running cluster, and what a person's shell would have set."""
-
-    environment: dict[str, str]
-    home: Path
-    network: str
-
-    @property
-    def address(self) -> str:
-        return f"http://{self.network}.1:8265"
-
-    @property
-    def token(self) -> str:
-        return (self.home / "token").read_text().strip()
-
-    def script(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return run([str(SCRIPT), *arguments], self.environment, cwd)
-
-    def scvi_dist(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        own = {"RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
-        command = [sys.executable, "-m", "scvi_dist.cli", *arguments]
-        return run(command, self.environment | own, cwd)
-
-
-def run(
-    command: list[str], environment: dict[str, str], cwd: Path | None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = subprocess.run(
-        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "netns", "list"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
-    # Of this process alone: several checkouts may be tested on one machine.
-    name, network = f"t{os.getpid() % 10**7}", f"10.77.{os.getpid() % 200 + 1}"
-    environment = {k: v for k, v in os.environ.items() if k not in OUTSIDE} | {
-        "SCVI_DIST_LOCAL_NAME": name,
-        "SCVI_DIST_LOCAL_NET": network,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "MLFLOW_TRACKING_TOKEN": SECRET,
-    }
-    made = Hosts(environment, Path("/var/lib/scvi_dist") / name, network)
-    started = made.script("up", "2")
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        yield made
-    finally:
-        made.script("down")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (made / "run.yaml").write_text(yaml.safe_dump(content))
     return made
+
+
+def scvi_dist(hosts: Hosts, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "scvi_dist.cli", *arguments], hosts.shell(), cwd)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -155,18 +80,18 @@ def test_hosts_are_apart_and_up_changes_nothing_that_is_up(hosts: Hosts) -> None
 
 
 def test_a_job_is_stopped_and_run_goes_on_with_the_same_file(hosts: Hosts, folder: Path) -> None:
-    sent = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    sent = scvi_dist(hosts, "submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
     assert sent.returncode == cli.DONE, sent.stderr
     assert "scvi-dist jobs logs --follow one --address" in sent.stdout
     wait_for(lambda: any(folder.glob("out/checkpoints/*/manifest.json")), "a checkpoint")
-    stopped = hosts.scvi_dist("jobs", "stop", "one", cwd=folder)
+    stopped = scvi_dist(hosts, "jobs", "stop", "one", cwd=folder)
     assert stopped.returncode == cli.DONE, stopped.stderr
     assert "one STOPPED" in stopped.stderr
     assert not (folder / "out" / "model").exists()
-    followed = hosts.scvi_dist("jobs", "logs", "one", "--follow", cwd=folder)
+    followed = scvi_dist(hosts, "jobs", "logs", "one", "--follow", cwd=folder)
     assert followed.returncode == cli.INTERRUPTED
     assert "after a checkpoint" in followed.stdout
-    told = hosts.scvi_dist("jobs", "status", "one", "--json", cwd=folder)
+    told = scvi_dist(hosts, "jobs", "status", "one", "--json", cwd=folder)
     assert told.returncode == cli.INTERRUPTED
     assert json.loads(told.stdout)["metadata"]["output"] == "out"
     went_on = hosts.script("run", "head", "scvi-dist", "run", "run.yaml", cwd=folder)
@@ -191,7 +116,8 @@ def test_a_run_folder_tells_the_run(folder: Path) -> None:
 
 
 def test_a_finished_run_that_is_sent_again_does_nothing(hosts: Hosts, folder: Path) -> None:
-    again = hosts.scvi_dist(
+    again = scvi_dist(
+        hosts,
         "submit",
         "run.yaml",
         "--shared-storage",
@@ -206,19 +132,19 @@ def test_a_finished_run_that_is_sent_again_does_nothing(hosts: Hosts, folder: Pa
     # The package that was sent is what ran.
     environment = json.loads((folder / "out" / "environment.json").read_text())
     assert "runtime_resources" in environment["scvi_dist"]
-    listed = hosts.scvi_dist("jobs", "list", cwd=folder).stdout.splitlines()
+    listed = scvi_dist(hosts, "jobs", "list", cwd=folder).stdout.splitlines()
     assert [line.split()[:2] for line in listed[1:]] == [["two", "SUCCEEDED"], ["one", "STOPPED"]]
 
 
 def test_the_exit_code_of_a_job_is_that_of_its_run(hosts: Hosts, folder: Path) -> None:
     wrong = ("data.batch_key=btach", "output.dir=wrong")
-    failed = hosts.scvi_dist(
-        "submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three", cwd=folder
+    failed = scvi_dist(
+        hosts, "submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three", cwd=folder
     )
     assert failed.returncode == cli.USAGE
     assert "did you mean 'batch'?" in failed.stdout
     assert "the job three failed" in failed.stderr
-    taken = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    taken = scvi_dist(hosts, "submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
     assert taken.returncode == cli.USAGE
     assert "give another --name" in taken.stderr
 

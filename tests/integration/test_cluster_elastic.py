@@ -1,17 +1,16 @@
 """A node that goes and one that comes: the run goes on with those that are there."""
 
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from local_hosts import SCRIPT, Hosts
 from training_jobs import assert_close_runs, assert_each_cell_once, told_steps, toy_cells, toy_job
 
 from scvi_dist.train.checkpoint import MANIFEST
@@ -26,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-ROOT = Path(__file__).parents[2]
 LIMIT_S = 900.0
 SETTINGS: dict[str, Any] = {
     "batch_size": 4,
@@ -34,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every_n_steps": 5,
     "log_every_n_steps": 2,
 }
-# Alone a worker is slow, so that the other has time to come back.
+# A worker takes a host to itself. Alone it is slow, so that the other has time to come back.
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -50,7 +48,7 @@ job = toy_job(cells, job={{"run_dir": folder + "/run", "resume": True}}, **{SETT
 job.module.folder, job.module.pace_s = folder + "/told", {{"1": 1.0}}
 config = RayConfig(
     num_workers=(1, 2),
-    resources_per_worker={{"CPU": 1}},
+    resources_per_worker={{"CPU": 2}},
     placement_strategy="SPREAD",
     address=address,
     resize_interval_s=2,
@@ -64,64 +62,6 @@ torch.save({{"result": result, "recoveries": recoveries}}, folder + "/result.pt"
 """
 
 
-@dataclass
-class Nodes:
-    """A head and two nodes with room for one worker each."""
-
-    address: str
-    python: list[str]
-    """Starts Python where the driver is to run."""
-    lose: Callable[[], None]
-    regain: Callable[[], None]
-
-
-@pytest.fixture
-def several_hosts() -> Iterator[Nodes]:
-    """Each node in a network namespace with an address of its own."""
-    script = ROOT / "cluster" / "local.sh"
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "netns", "list"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("there are no network namespaces here")
-    network = f"10.78.{os.getpid() % 200 + 1}"
-    variables = os.environ | {
-        # Of this process alone: several checkouts may be tested on one machine.
-        "SCVI_DIST_LOCAL_NAME": f"f{os.getpid() % 10**7}",
-        "SCVI_DIST_LOCAL_NET": network,
-        "SCVI_DIST_LOCAL_CPUS": "1",
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
-    }
-
-    def local(*arguments: str) -> None:
-        done = subprocess.run(
-            ["bash", str(script), *arguments],
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        try:
-            local("up", "2")
-            yield Nodes(
-                f"{network}.1:6379",
-                ["bash", str(script), "run", "head", sys.executable],
-                lambda: local("kill", "worker2"),
-                lambda: local("up"),
-            )
-        finally:
-            local("down")
-
-
 def wait_until(condition: Callable[[], Any], driver: "subprocess.Popen[Any]") -> Any:
     deadline = time.monotonic() + LIMIT_S
     while not (found := condition()):
@@ -131,19 +71,19 @@ def wait_until(condition: Callable[[], Any], driver: "subprocess.Popen[Any]") ->
     return found
 
 
-def test_a_run_outlives_a_node_and_takes_it_back(several_hosts: Nodes, tmp_path: Path) -> None:
-    nodes = several_hosts
+def test_a_run_outlives_a_node_and_takes_it_back(hosts: Hosts, tmp_path: Path) -> None:
     cells, told = tmp_path / "cells.h5ad", tmp_path / "told"
     toy_cells().write_h5ad(cells)
     told.mkdir()
     code = tmp_path / "driver.py"
     code.write_text(DRIVER)
-    driver = subprocess.Popen([*nodes.python, str(code), str(cells), str(tmp_path), nodes.address])
+    command = [str(SCRIPT), "run", "head", sys.executable, str(code), str(cells), str(tmp_path)]
+    driver = subprocess.Popen([*command, f"{hosts.head}:6379"], env=hosts.environment)
     try:
         wait_until(lambda: list((tmp_path / "run").glob(f"*/step-*/{MANIFEST}")), driver)
-        nodes.lose()
+        hosts.change("kill", "worker2")
         wait_until(lambda: [s for s in told_steps(told) if s["world"] == 1], driver)
-        nodes.regain()
+        hosts.change("up")
         assert driver.wait(LIMIT_S) == 0
     finally:
         driver.kill()
