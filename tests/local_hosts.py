@@ -49,6 +49,12 @@ class Hosts:
         done = self.script(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def processes(self, host: str) -> list[int]:
+        """Ids of a host's processes, as this machine knows them."""
+        space = f"{self.environment['SCVI_DIST_LOCAL_NAME']}-{host}"
+        found = run(["ip", "netns", "pids", space], self.environment, None)
+        return [int(word) for word in found.stdout.split()]
+
     def shell(self) -> dict[str, str]:
         """Variables of a shell on this machine, outside of the hosts, that may use the cluster."""
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
@@ -82,6 +88,9 @@ def local_hosts() -> Iterator[Hosts]:
     environment = {k: v for k, v in os.environ.items() if k not in OUTSIDE} | {
         "SCVI_DIST_LOCAL_NAME": name,
         "SCVI_DIST_LOCAL_NET": network,
+        # One host reads cells, the other trains.
+        "SCVI_DIST_LOCAL_WORKER1": '--labels=role=reader --resources={"reader":2}',
+        "SCVI_DIST_LOCAL_WORKER2": "--labels=role=trainer",
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

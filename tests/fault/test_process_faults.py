@@ -138,8 +138,8 @@ def end_driver(cells: Path, folder: Path, step: int, signum: int, address: str =
 
 
 def training_workers(folder: Path) -> list[int]:
-    """Processes that have trained on cells."""
-    return [int(path.name) for path in (folder / "told").iterdir()]
+    """Processes that train on cells."""
+    return [pid for pid in map(int, os.listdir(folder / "told")) if psutil.pid_exists(pid)]
 
 
 def busy_readers(folder: Path) -> list[int]:
@@ -155,22 +155,23 @@ class ProcessFault:
     victims: Callable[[Path], list[int]]
     after_step: int
     signum: int = signal.SIGKILL
-    engine: str = "local"
     restarts: bool = True
     """Whether all workers start anew."""
 
 
 FAULTS = {
-    "a worker is killed": ProcessFault(training_workers, after_step=5),
-    "a worker is told to stop": ProcessFault(training_workers, 10, signal.SIGTERM),
-    "a reader is killed": ProcessFault(busy_readers, after_step=5, engine="ray", restarts=False),
+    "a worker is killed, then one is told to stop": [
+        ProcessFault(training_workers, after_step=5),
+        ProcessFault(training_workers, after_step=60, signum=signal.SIGTERM),
+    ],
+    "a reader is killed": [ProcessFault(busy_readers, after_step=5, restarts=False)],
 }
 
 
 @pytest.mark.usefixtures("workers")
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_workers_and_readers_that_end_are_replaced(
-    fault: ProcessFault, cells: Path, undisturbed: FitResult, tmp_path: Path
+    faults: list[ProcessFault], cells: Path, undisturbed: FitResult, tmp_path: Path
 ) -> None:
     import ray
 
@@ -179,33 +180,36 @@ def test_workers_and_readers_that_end_are_replaced(
     ended: list[int] = []
     told: list[TrainProgress] = []
 
-    def end_one() -> None:
-        wait_until(lambda: newest_step(tmp_path / "run") >= fault.after_step)
-        ended.append(wait_until(lambda: fault.victims(tmp_path))[0])
-        os.kill(ended[0], fault.signum)
+    by_ray = any(fault.victims is busy_readers for fault in faults)
+
+    def end_them() -> None:
+        for fault in faults:
+            wait_until(lambda step=fault.after_step: newest_step(tmp_path / "run") >= step)
+            ended.append(wait_until(lambda find=fault.victims: find(tmp_path))[0])
+            os.kill(ended[-1], fault.signum)
 
     # Behind a slow web server a reader is busy long enough to be met at work.
     with range_server(cells.parent) as (host, port), fault_proxy(host, port) as proxy:
         source: Any = cells
-        if fault.engine == "ray":
+        if by_ray:
             proxy.faults.append(Fault("delay", match=cells.name, delay_s=0.05))
             source = f"{proxy.url}/{cells.name}"
         job = told_job(source, tmp_path)
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        loader = replace(
-            job.loader, engine=fault.engine, readers=1, reader_cpus=0.5, reader_labels=here
-        )
+        engine = "ray" if by_ray else "local"
+        loader = replace(job.loader, engine=engine, readers=1, reader_cpus=0.5, reader_labels=here)
         job = replace(job, loader=loader)
-        killer = threading.Thread(target=end_one)
+        killer = threading.Thread(target=end_them)
         killer.start()
         result = ray_train.run(job, WORKERS, told.append)
         killer.join(LIMIT_S)
-    assert len(ended) == 1
+    assert len(set(ended)) == len(faults)
+    restarts = sum(fault.restarts for fault in faults)
     attempts = {line["attempt"] for line in told_steps(tmp_path / "told")}
-    assert len(attempts) == 1 + fault.restarts
+    assert len(attempts) == 1 + restarts
     recoveries = [p.recovery_s for p in told if p.recovery_s is not None]
     print(f"went on after {recoveries} s")
-    assert len(recoveries) == fault.restarts
+    assert len(recoveries) == restarts
     assert_close_runs(result, undisturbed, rtol=1e-4)
     assert_each_cell_once(tmp_path / "told", job, undisturbed.steps)
 
@@ -235,18 +239,34 @@ def test_an_error_of_one_rank_ends_all_and_is_told_first(cells: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [
+        ({"num_workers": 5}, r"5 worker\(s\) with 1 CPU each; the cluster has .* with \d CPU"),
+        (
+            {"worker_labels": {"role": "nowhere"}},
+            r"2 worker\(s\) with 1 CPU each on nodes labelled role=nowhere; the cluster has",
+        ),
+    ],
+    ids=["too many", "of no node"],
+)
 def test_workers_that_cannot_be_had_are_waited_for_no_longer_than_asked(
-    cells: Path, tmp_path: Path
+    cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: dict[str, Any],
+    told: str,
 ) -> None:
     import ray
 
     from scvi_dist.train import ray_train
 
+    # Ray Train looks for places for ten seconds before anyone is asked whether to go on.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     address = ray.get_runtime_context().gcs_address
-    many = replace(WORKERS, num_workers=5, address=address, start_timeout_s=1)
-    expected = r"waited \d+ s for 5 worker\(s\) with 1 CPU each; the cluster has .* with \d CPU"
-    with pytest.raises(WaitTimeout, match=expected):
-        ray_train.run(told_job(cells, tmp_path), many)
+    in_vain = replace(WORKERS, address=address, start_timeout_s=1, **workers)
+    with pytest.raises(WaitTimeout, match=rf"waited \d+ s for {told}"):
+        ray_train.run(told_job(cells, tmp_path), in_vain)
 
 
 # --- drivers, and runs without workers ------------------------------------------------------------

@@ -26,38 +26,64 @@ ARGUMENTS: dict[str, Any] = {
     "check_val_every_n_epoch": 1,
     "accelerator": "cpu",
 }
-N_LATENT = (3, 4)
+SPREAD: dict[str, Any] = {"placement_strategy": "SPREAD"}
+READERS = {
+    "readers": 1,
+    "reader_cpus": 0.5,
+    "reader_resources": {"reader": 1},
+    "reader_labels": {"role": "reader"},
+    "object_store_bytes": 50_000_000,
+}
+RUNS: list[dict[str, Any]] = [
+    # Both workers on one host, by its label, and those that read for them on the other.
+    {
+        "num_workers": 2,
+        "ray": {**SPREAD, "worker_labels": {"role": "trainer"}},
+        "engine": "ray",
+        "loader": READERS,
+    },
+    # Each worker on a host of its own.
+    {"num_workers": 2, "ray": SPREAD, "engine": "local"},
+]
 
 NOTEBOOK = f"""
-import socket, sys, warnings
+import socket, sys, time, warnings
 warnings.simplefilter("ignore")
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 import ray, torch
 from ray.util.client import worker as ray_client
-from test_cluster_client import ARGUMENTS, N_LATENT, model_of
+from ray.util.state import list_actors, list_tasks
+from test_cluster_client import ARGUMENTS, RUNS, model_of
 from training_jobs import toy_cells
 from scvi_dist.errors import ClusterUnreachable, ConfigError
 
 path, folder, head = sys.argv[1:]
 there = f"ray://{{head}}:10001"
-# A file that the hosts see too, and cells in the memory of this process; one worker, and two that
-# are on hosts of their own.
-cells = (path, toy_cells())
-workers = ({{"num_workers": 1}}, {{"num_workers": 2, "ray": {{"placement_strategy": "SPREAD"}}}})
 found, told = [], []
-for number, n_latent in enumerate(N_LATENT):
+# A file that the hosts see too, and cells in the memory of this process.
+for number, cells in enumerate((path, toy_cells())):
     seen = []
-    model = model_of(cells[number], n_latent)
+    model = model_of(cells, number)
     model.train(
-        **ARGUMENTS, **workers[number], address=there, run_dir=f"{{folder}}/run{{number}}",
+        **ARGUMENTS, **RUNS[number], address=there, run_dir=f"{{folder}}/run{{number}}",
         on_progress=seen.append,
     )
     found.append((model.module.state_dict(), model.history, model.get_latent_representation()))
     told.append((seen[-1].fraction, seen[-1].workers))
 
+roles = {{node["NodeID"]: node["Labels"].get("role", "head") for node in ray.nodes()}}
+mine = [("job_id", "=", ray.get_runtime_context().get_job_id())]
+at = {{"address": f"http://{{head}}:8265", "filters": mine, "limit": 10_000}}
+workers = sorted(roles[a.node_id] for a in list_actors(**at) if a.class_name == "RayTrainWorker")
+# Ray tells of a task seconds after it.
+deadline = time.monotonic() + 60
+while not (reads := [t for t in list_tasks(**at, detail=True) if t.name.startswith("Read")]):
+    assert time.monotonic() < deadline
+reads = [(roles[t.node_id], t.required_resources) for t in reads if t.node_id]
+
 def refusal(kind, address):
     try:
-        model_of(path, 3).train(**ARGUMENTS, address=address, run_dir=f"{{folder}}/none")
+        model_of(path, 0).train(**ARGUMENTS, address=address, run_dir=f"{{folder}}/none")
     except kind as error:
         return str(error)
 
@@ -69,17 +95,20 @@ ray_client.INITIAL_TIMEOUT_SEC = ray_client.MAX_TIMEOUT_SEC = 1
 with socket.create_server(("127.0.0.1", 0)) as deaf:
     refused.append(refusal(ClusterUnreachable, f"ray://127.0.0.1:{{deaf.getsockname()[1]}}"))
 # What could not be reached is not asked for anything later.
-here = model_of(path, 3)
+here = model_of(path, 0)
 here.train(**ARGUMENTS, engine="local")
 assert not ray.is_initialized()
-torch.save({{"found": found, "told": told, "refused": refused}}, f"{{folder}}/found.pt")
+torch.save(
+    {{"found": found, "told": told, "workers": workers, "reads": reads, "refused": refused}},
+    f"{{folder}}/found.pt",
+)
 """
 
 
-def model_of(cells: Any, n_latent: int) -> SCVI:
+def model_of(cells: Any, number: int) -> SCVI:
     SCVI.setup_anndata(cells, batch_key="batch")
     torch.manual_seed(0)
-    return SCVI(cells, n_hidden=8, n_latent=n_latent)
+    return SCVI(cells, n_hidden=8, n_latent=3 + number)
 
 
 def test_models_are_trained_one_after_the_other_over_rays_client(
@@ -91,9 +120,9 @@ def test_models_are_trained_one_after_the_other_over_rays_client(
     done = run(command, hosts.shell(), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     notebook = torch.load(tmp_path / "found.pt", weights_only=False)
-    assert notebook["told"] == [(1.0, 1), (1.0, 2)]
-    for n_latent, (weights, history, z_nk) in zip(N_LATENT, notebook["found"], strict=True):
-        here = model_of(cells, n_latent)
+    assert notebook["told"] == [(1.0, 2)] * len(RUNS)
+    for number, (weights, history, z_nk) in enumerate(notebook["found"]):
+        here = model_of(cells, number)
         here.train(**ARGUMENTS)
         torch.testing.assert_close(weights, here.module.state_dict(), rtol=1e-4, atol=1e-5)
         assert history.keys() == here.history.keys()
@@ -107,6 +136,10 @@ def test_models_are_trained_one_after_the_other_over_rays_client(
         torch.testing.assert_close(
             torch.tensor(z_nk), torch.tensor(here.get_latent_representation()), rtol=1e-3, atol=1e-4
         )
+    assert notebook["workers"] == ["reader", "trainer", "trainer", "trainer"]
+    assert {role for role, _ in notebook["reads"]} == {"reader"}
+    for _, resources in notebook["reads"]:
+        assert (resources["reader"], resources["CPU"]) == (1, 0.5)
     another, closed, deaf = notebook["refused"]
     assert "connected to another Ray than" in another
     assert "no Ray cluster answers at" in closed

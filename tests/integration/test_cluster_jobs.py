@@ -5,12 +5,12 @@ Needs root and network namespaces; the hosts are those of ``cluster/local.sh``.
 
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
 import yaml
 from local_hosts import LIMIT_S, OUTSIDE, SECRET, Hosts, run
@@ -52,8 +52,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def scvi_dist(hosts: Hosts, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "scvi_dist.cli", *arguments], hosts.shell(), cwd)
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def scvi_dist(
+    hosts: Hosts, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """The command, outside of the hosts, in a shell that may use the cluster; in this process,
+    since imports take seconds."""
+    monkeypatch.chdir(folder)
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in hosts.shell().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = cli.main(list(arguments))
+        return Done(code, *capsys.readouterr())
+
+    return call
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -79,28 +103,53 @@ def test_hosts_are_apart_and_up_changes_nothing_that_is_up(hosts: Hosts) -> None
     }
 
 
-def test_a_job_is_stopped_and_run_goes_on_with_the_same_file(hosts: Hosts, folder: Path) -> None:
-    sent = scvi_dist(hosts, "submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints; -1 before there is one."""
+    found = folder.glob("out/checkpoints/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+
+
+def end_driver(hosts: Hosts) -> None:
+    """SIGKILL to the process that a job is."""
+    commands = {p: p.cmdline() for p in map(psutil.Process, hosts.processes("head"))}
+    (driver,) = [p for p, words in commands.items() if {"scvi_dist.cli", "run"} <= set(words)]
+    driver.kill()
+
+
+def test_a_run_outlives_its_driver_and_a_stop_with_the_same_file(
+    hosts: Hosts, folder: Path, scvi_dist: Callable[..., Done]
+) -> None:
+    """Sent as a job whose driver is killed; sent again and stopped; finished by ``run``."""
+    sent = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one")
     assert sent.returncode == cli.DONE, sent.stderr
     assert "scvi-dist jobs logs --follow one --address" in sent.stdout
-    wait_for(lambda: any(folder.glob("out/checkpoints/*/manifest.json")), "a checkpoint")
-    stopped = scvi_dist(hosts, "jobs", "stop", "one", cwd=folder)
+    wait_for(lambda: newest_step(folder) > 0, "a checkpoint")
+    end_driver(hosts)
+    assert scvi_dist("jobs", "logs", "one", "--follow").returncode == cli.FAILED
+    assert rows(folder, "select status from runs") == [("RUNNING",)]
+
+    left_at = newest_step(folder)
+    again = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "again")
+    assert again.returncode == cli.DONE, again.stderr
+    wait_for(lambda: newest_step(folder) > left_at + 10, "a checkpoint of the second job")
+    stopped = scvi_dist("jobs", "stop", "again")
     assert stopped.returncode == cli.DONE, stopped.stderr
-    assert "one STOPPED" in stopped.stderr
+    assert "again STOPPED" in stopped.stderr
     assert not (folder / "out" / "model").exists()
-    followed = scvi_dist(hosts, "jobs", "logs", "one", "--follow", cwd=folder)
+    followed = scvi_dist("jobs", "logs", "again", "--follow")
     assert followed.returncode == cli.INTERRUPTED
     assert "after a checkpoint" in followed.stdout
-    told = scvi_dist(hosts, "jobs", "status", "one", "--json", cwd=folder)
+    told = scvi_dist("jobs", "status", "again", "--json")
     assert told.returncode == cli.INTERRUPTED
     assert json.loads(told.stdout)["metadata"]["output"] == "out"
+
     went_on = hosts.script("run", "head", "scvi-dist", "run", "run.yaml", cwd=folder)
     assert went_on.returncode == cli.DONE, went_on.stderr
     assert "went on from a checkpoint" in went_on.stderr
-    (status,) = rows(folder, "select status from runs")
-    assert status == ("FINISHED",)
+    assert rows(folder, "select status from runs") == [("FINISHED",)]
     steps = rows(folder, "select step from metrics where key = 'elbo_train' order by step")
     assert len(steps) == len(set(steps)) == EPOCHS
+    assert rows(folder, "select value from tags where key = 'scvi_dist.restarts'") == [("2",)]
 
 
 def test_a_run_folder_tells_the_run(folder: Path) -> None:
@@ -115,36 +164,29 @@ def test_a_run_folder_tells_the_run(folder: Path) -> None:
     assert "GPU available" in logs["rank-0.log"]
 
 
-def test_a_finished_run_that_is_sent_again_does_nothing(hosts: Hosts, folder: Path) -> None:
-    again = scvi_dist(
-        hosts,
-        "submit",
-        "run.yaml",
-        "--shared-storage",
-        "--follow",
-        "--package",
-        "--name",
-        "two",
-        cwd=folder,
-    )
+def test_a_finished_run_that_is_sent_again_does_nothing(
+    folder: Path, scvi_dist: Callable[..., Done]
+) -> None:
+    how = ("--shared-storage", "--follow", "--package", "--name", "two")
+    again = scvi_dist("submit", "run.yaml", *how)
     assert again.returncode == cli.DONE, again.stderr
     assert "this run is finished" in again.stdout
     # The package that was sent is what ran.
     environment = json.loads((folder / "out" / "environment.json").read_text())
     assert "runtime_resources" in environment["scvi_dist"]
-    listed = scvi_dist(hosts, "jobs", "list", cwd=folder).stdout.splitlines()
-    assert [line.split()[:2] for line in listed[1:]] == [["two", "SUCCEEDED"], ["one", "STOPPED"]]
+    listed = scvi_dist("jobs", "list").stdout.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [
+        *(["two", "SUCCEEDED"], ["again", "STOPPED"], ["one", "FAILED"]),
+    ]
 
 
-def test_the_exit_code_of_a_job_is_that_of_its_run(hosts: Hosts, folder: Path) -> None:
+def test_the_exit_code_of_a_job_is_that_of_its_run(scvi_dist: Callable[..., Done]) -> None:
     wrong = ("data.batch_key=btach", "output.dir=wrong")
-    failed = scvi_dist(
-        hosts, "submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three", cwd=folder
-    )
+    failed = scvi_dist("submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three")
     assert failed.returncode == cli.USAGE
     assert "did you mean 'batch'?" in failed.stdout
     assert "the job three failed" in failed.stderr
-    taken = scvi_dist(hosts, "submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    taken = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one")
     assert taken.returncode == cli.USAGE
     assert "give another --name" in taken.stderr
 
@@ -166,7 +208,7 @@ def test_secrets_are_nowhere(hosts: Hosts, folder: Path, monkeypatch: pytest.Mon
     jobs = ClusterJobs(hosts.address)
     told = [repr(jobs._client.get_job_info(facts.name)) for facts in jobs.all()]
     told += [jobs.job(facts.name).logs() for facts in jobs.all()]
-    assert len(told) == 6
+    assert len(told) == 8
     for secret in (SECRET, hosts.token):
         assert not any(secret in text for text in told)
         assert files_with(secret, folder) == []
