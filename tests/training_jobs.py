@@ -53,6 +53,7 @@ class TellingVAE(VAE):
             # Workers that were started together have the same; a job that is made anew has not.
             "attempt": f"{self.job_name} {os.environ.get('MASTER_PORT', os.getpid())}",
             "time": time.time(),
+            "pid": os.getpid(),
             "world": int(os.environ.get("WORLD_SIZE", "1")),
             "step": step,
             "rows": batch.rows[: batch.n_real].tolist(),
