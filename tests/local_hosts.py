@@ -15,7 +15,11 @@ SCRIPT = ROOT / "cluster" / "local.sh"
 LIMIT_S = 400.0
 SECRET = "s3cr3t-that-nobody-may-tell"
 """Among the variables of the shell that the hosts are started in."""
-OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+OUTSIDE = (
+    *("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    # Set for the Ray of this process, whose node nobody takes back.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+)
 _PROBE = ("unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "netns", "list")
 
 

@@ -67,10 +67,12 @@ def scvi_dist(
     """The command, outside of the hosts, in a shell that may use the cluster; in this process,
     since imports take seconds."""
     monkeypatch.chdir(folder)
-    for name in OUTSIDE:
+    # Without the mode: Ray would add the token that it has read for the Ray of this process.
+    for name in (*OUTSIDE, "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in hosts.shell().items():
-        monkeypatch.setenv(name, value)
+        if name != "RAY_AUTH_MODE":
+            monkeypatch.setenv(name, value)
 
     def call(*arguments: str) -> Done:
         capsys.readouterr()
