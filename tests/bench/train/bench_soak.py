@@ -51,7 +51,7 @@ KINDS = {
     "controller": "ray::TrainController",
     "collector": "ray::Collector",
 }
-"""What lives through the run -> part of its command line."""
+"""What lives through the run -> part of its program or title."""
 STEPS_PER_EPOCH = 5
 PACE_S = 0.03
 """A step of two workers takes at least so long: minutes are to be spent on losses, not on steps."""
@@ -101,12 +101,13 @@ class Soak:
         while not self.over.wait(SAMPLE_S):
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
-                    command = " ".join(process.cmdline())
+                    # What follows names other processes, which the raylet starts.
+                    command = " ".join(process.cmdline()[:2])
                     seen = process.memory_info().rss / 1e6, process.num_fds()
                 except psutil.Error:
                     continue
                 for kind, part in KINDS.items():
-                    if part in command and "dashboard" not in command:
+                    if part in command:
                         self.samples[kind].append(seen)
                         break
 
@@ -179,6 +180,7 @@ def tell_processes(soak: Soak) -> bool:
     """Whether those that lived through the run are as large as they were."""
     flat = True
     for kind, samples in soak.samples.items():
+        assert samples, f"no {kind} was seen"
         memory, files = thirds(samples, 0), thirds(samples, 1)
         flat &= memory[1] <= GROWTH * memory[0] + 5 and files[1] <= GROWTH * files[0] + 5
         print(
