@@ -129,7 +129,8 @@ def test_a_run_outlives_a_node_takes_it_back_and_leaves_it_in_time(
     print(f"recoveries {found['recoveries']}")
     assert [workers for workers, _ in found["recoveries"]] == [1, 2, 1]
     # A checkpoint was written before the workers were ended for more of them, and at the notice.
-    assert min(steps_of(told, 2)) == max(steps_of(told, 1)) + 1
+    # At most the step that was under way is made again.
+    assert min(steps_of(told, 2)) >= max(steps_of(told, 1))
     assert min(steps_of(told, 3)) > done
     job = toy_job(cells, **SETTINGS)
     undisturbed = fit(job)
