@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,28 @@ def shared_data() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip(f"no real data at {folder}; set SCVI_DIST_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray on this machine with four logical CPUs, whose node may read.
+
+    The tests of a session share it, also those that kill its workers: it survives that.
+    """
+    import ray
+
+    from scvi_dist.train.local_ray import start_local_ray
+
+    if ray.is_initialized():
+        pytest.fail("a Ray is running in this process already; tests start their own")
+    with pytest.MonkeyPatch.context() as patch:
+        # One process less to start with each group of workers; nobody takes this node back.
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        start_local_ray(
+            4,
+            object_store_memory=400_000_000,
+            resources={"reader": 2},
+            labels={"role": "reader"},
+        )
+        yield
+        ray.shutdown()

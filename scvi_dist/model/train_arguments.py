@@ -1,23 +1,16 @@
 """scvi-tools' arguments of ``train()``, as the configs of those who do the work."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from scvi_dist.dataloaders.split import Split, SplitConfig, split_from_indices
 from scvi_dist.errors import ConfigError, did_you_mean
-from scvi_dist.model.device import resolve_device
-from scvi_dist.train.configs import (
-    EarlyStoppingConfig,
-    RayConfig,
-    TrainConfig,
-    TrainingPlanConfig,
-)
+from scvi_dist.train.configs import EarlyStoppingConfig, TrainConfig, TrainingPlanConfig
 from scvi_dist.train.save_checkpoint import SaveCheckpoint
 
 RUNS_DIR = "scvi_dist_runs"
@@ -234,50 +227,6 @@ def split_config(
     # What train() was given itself wins over the same thing in the kwargs.
     stated = {name: value for name, value in given.items() if value is not None}
     return SplitConfig(**{**merged, **stated})
-
-
-def n_devices(devices: int | Sequence[int] | str, accelerator: str) -> int:
-    """How many devices scvi-tools' ``devices`` asks for; ``auto`` is one."""
-    if isinstance(devices, str) and devices != "auto":
-        devices = [int(d) for d in devices.split(",")] if "," in devices else int(devices)
-    if isinstance(devices, str):
-        return 1
-    if not isinstance(devices, int):
-        return len(devices)
-    if devices >= 0:
-        return max(devices, 1)
-    return max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
-
-
-def ray_config(
-    num_workers: int | Sequence[int] | None,
-    use_gpu: bool | None,
-    address: str | None,
-    accelerator: str,
-    devices: int | Sequence[int] | str,
-) -> RayConfig | None:
-    """Which workers train; None for this process. Several devices are as many workers.
-
-    ``num_workers`` is a number, or the fewest and the most.
-    """
-    asked = n_devices(devices, accelerator)
-    if num_workers is None and (asked > 1 or address is not None):
-        num_workers = asked
-    if num_workers is None:
-        return None
-    if use_gpu is None:
-        # Named, it is there for the workers, wherever this process runs.
-        use_gpu = accelerator in ("gpu", "cuda") or resolve_device(accelerator).type == "cuda"
-    workers = num_workers if isinstance(num_workers, int) else tuple(num_workers)
-    return RayConfig(num_workers=workers, use_gpu=use_gpu, address=address)
-
-
-def lightning_accelerator(accelerator: str, ray: RayConfig | None) -> str:
-    """What Lightning is told; it would take Apple's GPU for ``auto``, scvi-tools does not."""
-    if ray is not None:
-        return "gpu" if ray.use_gpu else "cpu"
-    kind = resolve_device(accelerator).type
-    return "gpu" if kind == "cuda" else kind
 
 
 def run_folder(run_dir: str | os.PathLike[str] | None, run_name: str | None) -> str | None:

@@ -12,14 +12,13 @@ from scvi_dist.errors import ConfigError
 from scvi_dist.global_settings import settings
 from scvi_dist.model.train_arguments import (
     as_mapping,
-    lightning_accelerator,
-    ray_config,
     run_folder,
     savers_of,
     split_config,
     train_config,
 )
 from scvi_dist.model.training import FitSettings, starts_record
+from scvi_dist.model.worker_arguments import lightning_accelerator, loader_config, ray_config
 from scvi_dist.train.configs import RayConfig, TrainingPlanConfig
 
 if TYPE_CHECKING:
@@ -39,7 +38,11 @@ class TrainOptions(TypedDict, total=False):
     use_gpu: bool | None
     """One GPU for each worker; by default where there are some."""
     address: str | None
-    """Of the Ray cluster that the workers run on."""
+    """Of the Ray cluster that the workers run on: ``auto`` or ``HEAD:6379`` from its hosts,
+    ``ray://HEAD:10001`` from elsewhere."""
+    ray: "RayConfig | Mapping[str, Any] | None"
+    """All else about the workers, as ``train.ray`` of a run file has it: what each takes, where it
+    may run, how long to wait. A mapping may leave out what is to be as usual."""
     run_dir: str | os.PathLike[str] | None
     """Folder for checkpoints."""
     resume: bool
@@ -53,6 +56,9 @@ class TrainOptions(TypedDict, total=False):
     given shares of several stores; also ``datasplitter_kwargs["sampling"]``."""
     budget_bytes: int
     """What one worker may hold in cells, whatever the size of the store."""
+    loader: "LoaderConfig | Mapping[str, Any] | None"
+    """All else about reading, as ``train.loader`` of a run file has it: threads, readers and where
+    they may run, how long to wait. A mapping may leave out what is to be as usual."""
     seed: int
     """Of split, order and noise; by default ``scvi_dist.settings.seed``, and 0 without one."""
     on_progress: "OnProgress | None"
@@ -96,12 +102,14 @@ _OWN = (
     "num_workers",
     "use_gpu",
     "address",
+    "ray",
     "run_dir",
     "resume",
     "tracking",
     "engine",
     "sampling",
     "budget_bytes",
+    "loader",
     "seed",
     "on_progress",
 )
@@ -159,11 +167,12 @@ class TrainCall:
         """Which workers train; None for this process."""
         given = self.options
         return ray_config(
-            given.get("num_workers"),
-            given.get("use_gpu"),
-            given.get("address"),
-            self.accelerator,
-            self.devices,
+            given.get("ray"),
+            num_workers=given.get("num_workers"),
+            use_gpu=given.get("use_gpu"),
+            address=given.get("address"),
+            accelerator=self.accelerator,
+            devices=self.devices,
         )
 
     @property
@@ -207,10 +216,11 @@ class TrainCall:
                 shuffle_set_split=self.shuffle_set_split,
                 seed=self.seed,
             ),
-            loader=LoaderConfig(
-                engine=given.get("engine", "auto"),
-                budget_bytes=given.get("budget_bytes", LoaderConfig().budget_bytes),
-                n_threads=settings.dl_num_workers or LoaderConfig().n_threads,
+            loader=loader_config(
+                given.get("loader"),
+                engine=given.get("engine"),
+                budget_bytes=given.get("budget_bytes"),
+                n_threads=settings.dl_num_workers or None,
             ),
             sampling=SamplingConfig.of(given.get("sampling", sampling)),
             labelled=self.labelled,

@@ -1,4 +1,7 @@
-"""What workers tell the driver, and the driver the workers. Ray makes an actor of it."""
+"""What workers tell the driver, and the driver the workers. Ray makes an actor of it.
+
+The actor's process imports this file and nothing large: each run starts one.
+"""
 
 import pickle
 import time
@@ -17,7 +20,6 @@ from scvi_dist.errors import (
     UnsupportedStore,
     WaitTimeout,
 )
-from scvi_dist.train.fit_job import FitResult
 from scvi_dist.train.progress import TrainProgress
 
 _LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "process group")
@@ -100,7 +102,7 @@ class Collector:
         self._n_saves = self._n_saved = 0
         self._news: list[TrainProgress] = []
         self._failures: list[WorkerFailure] = []
-        self._result: FitResult | None = None
+        self._result: bytes | None = None
         self._stop = False
 
     def tell(self, news: list[TrainProgress]) -> Orders:
@@ -139,8 +141,8 @@ class Collector:
         """Checkpoints that were written."""
         return self._n_saved
 
-    def finish(self, result: FitResult) -> None:
-        """Take the result."""
+    def finish(self, result: bytes) -> None:
+        """Take the result, pickled."""
         self._result = result
 
     def ask_stop(self) -> None:
@@ -156,8 +158,8 @@ class Collector:
         news, self._news = self._news, []
         return news
 
-    def result(self) -> FitResult | None:
-        """The result, once there is one."""
+    def result(self) -> bytes | None:
+        """The pickled result, once there is one."""
         return self._result
 
     def culprit(self) -> WorkerFailure | None:

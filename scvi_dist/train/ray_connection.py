@@ -9,7 +9,7 @@ import ray
 from scvi_dist.errors import ConfigError
 from scvi_dist.train.configs import RayConfig
 from scvi_dist.train.local_ray import quiet_ray, start_local_ray
-from scvi_dist.train.ray_address import join_cluster
+from scvi_dist.train.ray_address import is_joined, join_cluster
 
 _OUR_NODES: set[str] = set()
 """Nodes of the local Rays that this process has started."""
@@ -17,7 +17,15 @@ _OUR_NODES: set[str] = set()
 
 @contextmanager
 def connected(config: RayConfig) -> Iterator[bool]:
-    """A Ray to work with; whether it is a local one that was started here."""
+    """A Ray to work with; whether it is a local one that was started here.
+
+    Raises
+    ------
+    ConfigError
+        This process is connected to another cluster than the one that was named.
+    """
+    if ray.is_initialized() and config.address is not None:
+        _leave_another(config.address)
     if not ray.is_initialized():
         _start(config)
     is_ours = _node_id() in _OUR_NODES
@@ -26,6 +34,18 @@ def connected(config: RayConfig) -> Iterator[bool]:
     finally:
         if config.shutdown and is_ours:
             ray.shutdown()
+
+
+def _leave_another(address: str) -> None:
+    """End a local Ray of an earlier run, where this run is to be on a cluster."""
+    if _node_id() in _OUR_NODES:
+        if address == "auto" or not is_joined(address):
+            ray.shutdown()
+    elif not is_joined(address):
+        raise ConfigError(
+            f"address: this process is connected to another Ray than {address}. Call "
+            "ray.shutdown() before, or give no address to train on the one that it is connected to."
+        )
 
 
 def _start(config: RayConfig) -> None:

@@ -99,13 +99,13 @@ class KeepRunning(ControllerCallback):
     def _in_vain(self, waited_s: float) -> str:
         config = self._config
         nodes = ", ".join(
-            f"{node['NodeManagerAddress']} with {_amounts(node['Resources'])}"
+            f"{node['NodeManagerAddress']} with {_amounts(node['Resources'])}{_labels_of(node)}"
             for node in _alive_nodes()
         )
         return (
             f"The run waited {waited_s:.0f} s for {config.min_workers} worker(s) with "
-            f"{_amounts(config.resources_per_worker or {'CPU': 1})} each; the cluster has "
-            f"{nodes or 'no nodes'}. Add nodes, ask for fewer workers or for less in "
+            f"{_amounts(config.resources_per_worker or {'CPU': 1})} each{_on(config)}; the cluster "
+            f"has {nodes or 'no nodes'}. Add nodes, ask for fewer workers or for less in "
             "ray.resources_per_worker, or set ray.start_timeout_s; the same call goes on from the "
             "last checkpoint."
         )
@@ -162,6 +162,18 @@ def _answers(node: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _on(config: RayConfig) -> str:
+    """Which nodes workers are for."""
+    labels = ", ".join(f"{name}={value}" for name, value in config.worker_labels.items())
+    return f" on nodes labelled {labels}" if labels else ""
+
+
+def _labels_of(node: dict[str, Any]) -> str:
+    """Labels that people gave a node; those of Ray's own are left out."""
+    own = {k: v for k, v in node.get("Labels", {}).items() if not k.startswith("ray.io/")}
+    return f" ({', '.join(f'{k}={v}' for k, v in own.items())})" if own else ""
 
 
 def _amounts(resources: Any) -> str:

@@ -1,5 +1,6 @@
 """The loop of :mod:`scvi_dist.train.fit` in Ray Train workers, on one host or many."""
 
+import pickle
 import signal
 import tempfile
 from dataclasses import replace
@@ -173,9 +174,11 @@ def _watched(trainer: TorchTrainer, collector: Any, on_progress: OnProgress | No
             # Ray Train turns Ctrl-C into the end of the process, which is not for it to decide.
             raise KeyboardInterrupt from None
     culprit: WorkerFailure | None = ask(collector.culprit)
-    result: FitResult | None = ask(collector.result)
+    result: bytes | None = ask(collector.result)
     if result is not None and lost is None:
-        return result
+        # Of our own workers.
+        trained: FitResult = pickle.loads(result)
+        return trained
     reason = getattr(lost, "controller_failure", None)
     if isinstance(reason, ScviDistError) and not (culprit and culprit.is_permanent):
         raise reason from lost

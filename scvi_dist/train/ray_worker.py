@@ -1,5 +1,6 @@
 """The loop of one Ray Train worker, and its line to the driver."""
 
+import pickle
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,7 +56,7 @@ def _fit_and_report(task: WorkerTask, world: World) -> None:
     )
     if world.is_first:
         link.flush()
-        ray.get(task.collector.finish.remote(result), timeout=ANSWER_S)
+        ray.get(task.collector.finish.remote(pickle.dumps(result)), timeout=ANSWER_S)
 
 
 def _extras(task: WorkerTask, world: World, sync_batchnorm: bool, link: "_Link") -> TrainerExtras:

@@ -163,22 +163,21 @@ def test_what_failed_goes_on_elsewhere(
 
 
 def test_a_dead_scheduler_is_told_and_a_rerun_goes_on(
-    cells: StoreCells, module: VAE, tmp_path: Path
+    client: Client, cells: StoreCells, module: VAE, tmp_path: Path
 ) -> None:
     keeps = {"checkpoint_dir": tmp_path / "sums", "checkpoint_every_s": 0}
     waits = cp.Waits(folder=str(tmp_path), at=400)
-    with _cluster(tmp_path / "one.json") as scheduler:
+    with _cluster(tmp_path / "scheduler.json") as scheduler:
         killer = threading.Thread(target=_kill_once_kept, args=(scheduler, tmp_path))
         killer.start()
         with pytest.raises(EngineError, match=r"Dask scheduler at tcp.*lost.*goes on from"):
-            on(f"file:{tmp_path / 'one.json'}", waits, module, cells, **keeps)
+            on(f"file:{tmp_path / 'scheduler.json'}", waits, module, cells, **keeps)
         killer.join(timeout=60)
     assert list((tmp_path / "sums").glob("*.npz"))
     (tmp_path / "go").touch()
     for mark in tmp_path.glob("rows-*"):
         mark.unlink()
-    with _cluster(tmp_path / "two.json"):
-        found = on(f"file:{tmp_path / 'two.json'}", waits, module, cells, **keeps)
+    found = on(client, waits, module, cells, **keeps)
     cp.same(found, run_here(cp.Expression(), module, cells, PARTS))
     again = {int(mark.name[5:]) for mark in tmp_path.glob("rows-*")}
     assert 400 in again
@@ -187,7 +186,7 @@ def test_a_dead_scheduler_is_told_and_a_rerun_goes_on(
 
 @contextmanager
 def _cluster(file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A scheduler and two workers as a user starts them; the scheduler's process."""
+    """A scheduler and a worker as a user starts them; the scheduler's process."""
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     worker = ["--nthreads", "1", "--no-nanny", "--death-timeout", "60"]
     processes = [
@@ -198,7 +197,6 @@ def _cluster(file: Path) -> Iterator[subprocess.Popen[bytes]]:
         )
         for arguments in (
             ["scheduler", "--host", "127.0.0.1", "--port", "0"],
-            ["worker", *worker],
             ["worker", *worker],
         )
     ]

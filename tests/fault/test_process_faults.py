@@ -47,6 +47,8 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every_n_steps": 5,
     "log_every_n_steps": 5,
 }
+PACE_S = {"2": 0.03}
+"""Steps of two workers take so long that they are met at work."""
 WORKERS = RayConfig(num_workers=2, resources_per_worker={"CPU": 1})
 LIMIT_S = 900.0
 
@@ -61,7 +63,7 @@ from scvi_dist.train.fit import fit
 torch.set_num_threads(1)
 cells, run_dir, told, address = sys.argv[1:]
 job = toy_job(cells, job={{"run_dir": run_dir, "resume": True}}, **{SETTINGS!r})
-job.module.folder = told
+job.module.folder, job.module.pace_s = told, {PACE_S!r}
 if not address:
     fit(job)
 else:
@@ -85,7 +87,7 @@ def undisturbed(cells: Path) -> FitResult:
 
 
 @pytest.fixture(scope="module")
-def workers(frail_ray: None) -> Iterator[None]:
+def workers(local_ray: None) -> Iterator[None]:
     """Workers find only what is installed: what a test defines has to travel."""
     from ray import cloudpickle
 
@@ -137,12 +139,14 @@ def end_driver(cells: Path, folder: Path, step: int, signum: int, address: str =
 # --- workers and readers --------------------------------------------------------------------------
 
 
-def training_workers(folder: Path) -> list[int]:
-    """Processes that have trained on cells."""
-    return [int(path.name) for path in (folder / "told").iterdir()]
+def training_workers(told: Path, job: FitJob, n_ended: int) -> list[int]:
+    """Processes that train for a job, after others did that have ended so often."""
+    steps = [s for s in told_steps(told) if s["attempt"].startswith(job.module.job_name)]
+    attempts = list(dict.fromkeys(step["attempt"] for step in steps))
+    return [step["pid"] for step in steps if [step["attempt"]] == attempts[n_ended:]]
 
 
-def busy_readers(folder: Path) -> list[int]:
+def busy_readers(told: Path, job: FitJob, n_ended: int) -> list[int]:
     """Processes that read for Ray Data at this moment."""
     titles = {p.pid: p.info["cmdline"] for p in psutil.process_iter(["cmdline"])}
     return [pid for pid, title in titles.items() if title and title[0].startswith("ray::Read")]
@@ -152,25 +156,41 @@ def busy_readers(folder: Path) -> list[int]:
 class ProcessFault:
     """What is done to one of which processes; when: a checkpoint of a step is on disk."""
 
-    victims: Callable[[Path], list[int]]
+    victims: Callable[[Path, FitJob, int], list[int]]
     after_step: int
     signum: int = signal.SIGKILL
-    engine: str = "local"
     restarts: bool = True
     """Whether all workers start anew."""
 
 
-FAULTS = {
-    "a worker is killed": ProcessFault(training_workers, after_step=5),
-    "a worker is told to stop": ProcessFault(training_workers, 10, signal.SIGTERM),
-    "a reader is killed": ProcessFault(busy_readers, after_step=5, engine="ray", restarts=False),
+@dataclass(frozen=True)
+class Story:
+    """What happens to a run, in this order."""
+
+    faults: list[ProcessFault]
+    kills_driver: bool = False
+    """The run was begun by a driver that is dead now."""
+    engine: str = "local"
+
+
+STORIES = {
+    "the driver is killed, a worker is killed, one is told to stop": Story(
+        [
+            ProcessFault(training_workers, after_step=50),
+            ProcessFault(training_workers, after_step=110, signum=signal.SIGTERM),
+        ],
+        kills_driver=True,
+    ),
+    "a reader is killed": Story(
+        [ProcessFault(busy_readers, after_step=5, restarts=False)], engine="ray"
+    ),
 }
 
 
 @pytest.mark.usefixtures("workers")
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_workers_and_readers_that_end_are_replaced(
-    fault: ProcessFault, cells: Path, undisturbed: FitResult, tmp_path: Path
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_processes_that_end_cost_nothing(
+    story: Story, cells: Path, undisturbed: FitResult, tmp_path: Path
 ) -> None:
     import ray
 
@@ -179,33 +199,42 @@ def test_workers_and_readers_that_end_are_replaced(
     ended: list[int] = []
     told: list[TrainProgress] = []
 
-    def end_one() -> None:
-        wait_until(lambda: newest_step(tmp_path / "run") >= fault.after_step)
-        ended.append(wait_until(lambda: fault.victims(tmp_path))[0])
-        os.kill(ended[0], fault.signum)
+    address = ray.get_runtime_context().gcs_address
+    if story.kills_driver:
+        assert end_driver(cells, tmp_path, 10, signal.SIGKILL, address) == -signal.SIGKILL
+
+    def end_them(job: FitJob) -> None:
+        for fault in story.faults:
+            wait_until(lambda step=fault.after_step: newest_step(tmp_path / "run") >= step)
+            found = wait_until(lambda find=fault.victims: find(tmp_path / "told", job, len(ended)))
+            os.kill(found[0], fault.signum)
+            ended.append(found[0])
 
     # Behind a slow web server a reader is busy long enough to be met at work.
     with range_server(cells.parent) as (host, port), fault_proxy(host, port) as proxy:
         source: Any = cells
-        if fault.engine == "ray":
+        if story.engine == "ray":
             proxy.faults.append(Fault("delay", match=cells.name, delay_s=0.05))
             source = f"{proxy.url}/{cells.name}"
         job = told_job(source, tmp_path)
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         loader = replace(
-            job.loader, engine=fault.engine, readers=1, reader_cpus=0.5, reader_labels=here
+            job.loader, engine=story.engine, readers=1, reader_cpus=0.5, reader_labels=here
         )
         job = replace(job, loader=loader)
-        killer = threading.Thread(target=end_one)
+        job.module.pace_s = PACE_S
+        killer = threading.Thread(target=end_them, args=(job,))
         killer.start()
+        # At once, though the workers of a dead driver may not have noticed yet.
         result = ray_train.run(job, WORKERS, told.append)
         killer.join(LIMIT_S)
-    assert len(ended) == 1
+    assert len(set(ended)) == len(story.faults)
+    restarts = sum(fault.restarts for fault in story.faults)
     attempts = {line["attempt"] for line in told_steps(tmp_path / "told")}
-    assert len(attempts) == 1 + fault.restarts
+    assert len(attempts) == 1 + story.kills_driver + restarts
     recoveries = [p.recovery_s for p in told if p.recovery_s is not None]
     print(f"went on after {recoveries} s")
-    assert len(recoveries) == fault.restarts
+    assert len(recoveries) == restarts
     assert_close_runs(result, undisturbed, rtol=1e-4)
     assert_each_cell_once(tmp_path / "told", job, undisturbed.steps)
 
@@ -231,42 +260,41 @@ def test_an_error_of_one_rank_ends_all_and_is_told_first(cells: Path, tmp_path: 
     raised_s = max(line["time"] for line in lines if line["step"] == 23)
     print(f"the run ended {ended_s - raised_s:.1f} s after the error")
     assert ended_s - raised_s < 120
-    wait_until(lambda: not any(map(psutil.pid_exists, training_workers(tmp_path))))
+    wait_until(lambda: not any(psutil.pid_exists(line["pid"]) for line in lines))
 
 
 @pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [
+        ({"num_workers": 5}, r"5 worker\(s\) with 1 CPU each; the cluster has .* with \d CPU"),
+        (
+            {"worker_labels": {"role": "nowhere"}},
+            r"2 worker\(s\) with 1 CPU each on nodes labelled role=nowhere; the cluster has",
+        ),
+    ],
+    ids=["too many", "of no node"],
+)
 def test_workers_that_cannot_be_had_are_waited_for_no_longer_than_asked(
-    cells: Path, tmp_path: Path
+    cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: dict[str, Any],
+    told: str,
 ) -> None:
     import ray
 
     from scvi_dist.train import ray_train
 
+    # Ray Train looks for places for ten seconds before anyone is asked whether to go on.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     address = ray.get_runtime_context().gcs_address
-    many = replace(WORKERS, num_workers=5, address=address, start_timeout_s=1)
-    expected = r"waited \d+ s for 5 worker\(s\) with 1 CPU each; the cluster has .* with \d CPU"
-    with pytest.raises(WaitTimeout, match=expected):
-        ray_train.run(told_job(cells, tmp_path), many)
+    in_vain = replace(WORKERS, address=address, start_timeout_s=1, **workers)
+    with pytest.raises(WaitTimeout, match=rf"waited \d+ s for {told}"):
+        ray_train.run(told_job(cells, tmp_path), in_vain)
 
 
 # --- drivers, and runs without workers ------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("workers")
-def test_a_driver_that_is_killed_is_started_again(
-    cells: Path, undisturbed: FitResult, tmp_path: Path
-) -> None:
-    import ray
-
-    from scvi_dist.train import ray_train
-
-    address = ray.get_runtime_context().gcs_address
-    assert end_driver(cells, tmp_path, 10, signal.SIGKILL, address) == -signal.SIGKILL
-    # At once, though the workers of the dead one may not have noticed yet.
-    job = told_job(cells, tmp_path)
-    result = ray_train.run(job, WORKERS)
-    assert_close_runs(result, undisturbed, rtol=1e-4)
-    assert_each_cell_once(tmp_path / "told", job, undisturbed.steps)
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,17 @@ Needs root and network namespaces; the hosts are those of ``cluster/local.sh``.
 """
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
 import yaml
+from local_hosts import LIMIT_S, OUTSIDE, SECRET, Hosts, run
 
-import scvi_dist
 from scvi_dist import cli
 from scvi_dist.data.simulated.simulate import simulate_atlas
 from scvi_dist.errors import ClusterUnreachable
@@ -30,84 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-ROOT = Path(scvi_dist.__file__).parents[1]
-SCRIPT = ROOT / "cluster" / "local.sh"
-SECRET = "s3cr3t-that-nobody-may-tell"
-LIMIT_S = 400.0
-OUTSIDE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 EPOCHS, BATCH, CELLS = 40, 128, 1_500
-
-
-@dataclass
-class Hosts:
-    """A running cluster, and what a person's shell would have set."""
-
-    environment: dict[str, str]
-    home: Path
-    network: str
-
-    @property
-    def address(self) -> str:
-        return f"http://{self.network}.1:8265"
-
-    @property
-    def token(self) -> str:
-        return (self.home / "token").read_text().strip()
-
-    def script(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return run([str(SCRIPT), *arguments], self.environment, cwd)
-
-    def scvi_dist(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        own = {"RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
-        command = [sys.executable, "-m", "scvi_dist.cli", *arguments]
-        return run(command, self.environment | own, cwd)
-
-
-def run(
-    command: list[str], environment: dict[str, str], cwd: Path | None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = subprocess.run(
-        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "netns", "list"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
-    # Of this process alone: several checkouts may be tested on one machine.
-    name, network = f"t{os.getpid() % 10**7}", f"10.77.{os.getpid() % 200 + 1}"
-    environment = {k: v for k, v in os.environ.items() if k not in OUTSIDE} | {
-        "SCVI_DIST_LOCAL_NAME": name,
-        "SCVI_DIST_LOCAL_NET": network,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "MLFLOW_TRACKING_TOKEN": SECRET,
-    }
-    made = Hosts(environment, Path("/var/lib/scvi_dist") / name, network)
-    started = made.script("up", "2")
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        yield made
-    finally:
-        made.script("down")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +50,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (made / "run.yaml").write_text(yaml.safe_dump(content))
     return made
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def scvi_dist(
+    hosts: Hosts, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """The command, outside of the hosts, in a shell that may use the cluster; in this process,
+    since imports take seconds."""
+    monkeypatch.chdir(folder)
+    # Without the mode: Ray would add the token that it has read for the Ray of this process.
+    for name in (*OUTSIDE, "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in hosts.shell().items():
+        if name != "RAY_AUTH_MODE":
+            monkeypatch.setenv(name, value)
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = cli.main(list(arguments))
+        return Done(code, *capsys.readouterr())
+
+    return call
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -154,28 +105,53 @@ def test_hosts_are_apart_and_up_changes_nothing_that_is_up(hosts: Hosts) -> None
     }
 
 
-def test_a_job_is_stopped_and_run_goes_on_with_the_same_file(hosts: Hosts, folder: Path) -> None:
-    sent = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints; -1 before there is one."""
+    found = folder.glob("out/checkpoints/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+
+
+def end_driver(hosts: Hosts) -> None:
+    """SIGKILL to the process that a job is."""
+    commands = {p: p.cmdline() for p in map(psutil.Process, hosts.processes("head"))}
+    (driver,) = [p for p, words in commands.items() if {"scvi_dist.cli", "run"} <= set(words)]
+    driver.kill()
+
+
+def test_a_run_outlives_its_driver_and_a_stop_with_the_same_file(
+    hosts: Hosts, folder: Path, scvi_dist: Callable[..., Done]
+) -> None:
+    """Sent as a job whose driver is killed; sent again and stopped; finished by ``run``."""
+    sent = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one")
     assert sent.returncode == cli.DONE, sent.stderr
     assert "scvi-dist jobs logs --follow one --address" in sent.stdout
-    wait_for(lambda: any(folder.glob("out/checkpoints/*/manifest.json")), "a checkpoint")
-    stopped = hosts.scvi_dist("jobs", "stop", "one", cwd=folder)
+    wait_for(lambda: newest_step(folder) > 0, "a checkpoint")
+    end_driver(hosts)
+    assert scvi_dist("jobs", "logs", "one", "--follow").returncode == cli.FAILED
+    assert rows(folder, "select status from runs") == [("RUNNING",)]
+
+    left_at = newest_step(folder)
+    again = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "again")
+    assert again.returncode == cli.DONE, again.stderr
+    wait_for(lambda: newest_step(folder) > left_at + 10, "a checkpoint of the second job")
+    stopped = scvi_dist("jobs", "stop", "again")
     assert stopped.returncode == cli.DONE, stopped.stderr
-    assert "one STOPPED" in stopped.stderr
+    assert "again STOPPED" in stopped.stderr
     assert not (folder / "out" / "model").exists()
-    followed = hosts.scvi_dist("jobs", "logs", "one", "--follow", cwd=folder)
+    followed = scvi_dist("jobs", "logs", "again", "--follow")
     assert followed.returncode == cli.INTERRUPTED
     assert "after a checkpoint" in followed.stdout
-    told = hosts.scvi_dist("jobs", "status", "one", "--json", cwd=folder)
+    told = scvi_dist("jobs", "status", "again", "--json")
     assert told.returncode == cli.INTERRUPTED
     assert json.loads(told.stdout)["metadata"]["output"] == "out"
+
     went_on = hosts.script("run", "head", "scvi-dist", "run", "run.yaml", cwd=folder)
     assert went_on.returncode == cli.DONE, went_on.stderr
     assert "went on from a checkpoint" in went_on.stderr
-    (status,) = rows(folder, "select status from runs")
-    assert status == ("FINISHED",)
+    assert rows(folder, "select status from runs") == [("FINISHED",)]
     steps = rows(folder, "select step from metrics where key = 'elbo_train' order by step")
     assert len(steps) == len(set(steps)) == EPOCHS
+    assert rows(folder, "select value from tags where key = 'scvi_dist.restarts'") == [("2",)]
 
 
 def test_a_run_folder_tells_the_run(folder: Path) -> None:
@@ -190,35 +166,29 @@ def test_a_run_folder_tells_the_run(folder: Path) -> None:
     assert "GPU available" in logs["rank-0.log"]
 
 
-def test_a_finished_run_that_is_sent_again_does_nothing(hosts: Hosts, folder: Path) -> None:
-    again = hosts.scvi_dist(
-        "submit",
-        "run.yaml",
-        "--shared-storage",
-        "--follow",
-        "--package",
-        "--name",
-        "two",
-        cwd=folder,
-    )
+def test_a_finished_run_that_is_sent_again_does_nothing(
+    folder: Path, scvi_dist: Callable[..., Done]
+) -> None:
+    how = ("--shared-storage", "--follow", "--package", "--name", "two")
+    again = scvi_dist("submit", "run.yaml", *how)
     assert again.returncode == cli.DONE, again.stderr
     assert "this run is finished" in again.stdout
     # The package that was sent is what ran.
     environment = json.loads((folder / "out" / "environment.json").read_text())
     assert "runtime_resources" in environment["scvi_dist"]
-    listed = hosts.scvi_dist("jobs", "list", cwd=folder).stdout.splitlines()
-    assert [line.split()[:2] for line in listed[1:]] == [["two", "SUCCEEDED"], ["one", "STOPPED"]]
+    listed = scvi_dist("jobs", "list").stdout.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [
+        *(["two", "SUCCEEDED"], ["again", "STOPPED"], ["one", "FAILED"]),
+    ]
 
 
-def test_the_exit_code_of_a_job_is_that_of_its_run(hosts: Hosts, folder: Path) -> None:
+def test_the_exit_code_of_a_job_is_that_of_its_run(scvi_dist: Callable[..., Done]) -> None:
     wrong = ("data.batch_key=btach", "output.dir=wrong")
-    failed = hosts.scvi_dist(
-        "submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three", cwd=folder
-    )
+    failed = scvi_dist("submit", "run.yaml", *wrong, "--shared-storage", "-f", "--name", "three")
     assert failed.returncode == cli.USAGE
     assert "did you mean 'batch'?" in failed.stdout
     assert "the job three failed" in failed.stderr
-    taken = hosts.scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one", cwd=folder)
+    taken = scvi_dist("submit", "run.yaml", "--shared-storage", "--name", "one")
     assert taken.returncode == cli.USAGE
     assert "give another --name" in taken.stderr
 
@@ -240,7 +210,7 @@ def test_secrets_are_nowhere(hosts: Hosts, folder: Path, monkeypatch: pytest.Mon
     jobs = ClusterJobs(hosts.address)
     told = [repr(jobs._client.get_job_info(facts.name)) for facts in jobs.all()]
     told += [jobs.job(facts.name).logs() for facts in jobs.all()]
-    assert len(told) == 6
+    assert len(told) == 8
     for secret in (SECRET, hosts.token):
         assert not any(secret in text for text in told)
         assert files_with(secret, folder) == []

@@ -135,7 +135,13 @@ def test_a_registered_model_is_fetched_through_the_server(server: Server, tmp_pa
         assert (folder / "model.pt").read_bytes() == (saved / "model.pt").read_bytes()
 
 
-def test_a_server_killed_in_mid_run_gets_everything_later(server: Server, tmp_path: Path) -> None:
+def test_what_happens_while_no_server_answers_is_there_later(
+    server: Server, tmp_path: Path
+) -> None:
+    """Of a run that was under way when the server was killed, and of one that began after that."""
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "model.pt").write_bytes(b"weights")
     driver = Tracker.start_run(config_of(server), tmp_path / "run")
     rank0 = Tracker.attach(driver.ref)
     for step in range(10):
@@ -152,6 +158,7 @@ def test_a_server_killed_in_mid_run_gets_everything_later(server: Server, tmp_pa
         # The worker ends while nobody answers; its values stay on the disk.
         assert not rank0.finish(timeout_s=60)
         assert list((tmp_path / "run" / "tracking").glob("undelivered-rank0-*.jsonl"))
+        begin_without_a_server(server, tmp_path / "late", saved)
     finally:
         server.start()
     assert driver.finish(timeout_s=120)
@@ -160,14 +167,20 @@ def test_a_server_killed_in_mid_run_gets_everything_later(server: Server, tmp_pa
     assert {"key": "phase", "value": "evaluated"} in tags
     assert not list((tmp_path / "run" / "tracking").glob("undelivered-*"))
 
+    again = Tracker.start_run(config_of(server), tmp_path / "late")
+    assert again.finish(timeout_s=120)
+    assert [step for step, _ in history(server, again.run_id, "loss")] == list(range(50))
+    run = server.api(f"runs/get?run_id={again.run_id}")["run"]
+    assert {"key": "a", "value": "1"} in run["data"]["params"]
+    assert run["info"]["status"] == "FINISHED"
+    folder = download_model("models:/late@challenger", server.uri)
+    assert (folder / "model.pt").read_bytes() == b"weights"
 
-def test_a_run_begun_without_a_server_is_complete_once_there_is_one(tmp_path: Path) -> None:
-    absent = Server(tmp_path)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    (saved / "model.pt").write_bytes(b"weights")
+
+def begin_without_a_server(absent: Server, run_dir: Path, saved: Path) -> None:
+    """A run from its start to its end, with a model, none of which anybody takes."""
     began = time.monotonic()
-    driver = Tracker.start_run(config_of(absent), tmp_path / "run")
+    driver = Tracker.start_run(config_of(absent), run_dir)
     assert driver.run_id == ""
     driver.log_params({"a": 1})
     rank0 = Tracker.attach(driver.ref)
@@ -178,19 +191,6 @@ def test_a_run_begun_without_a_server_is_complete_once_there_is_one(tmp_path: Pa
     assert driver.register("m", "late", "challenger") == ""
     assert not driver.finish(timeout_s=60)
     assert time.monotonic() - began < 45, "an absent server costs seconds"
-
-    absent.start()
-    try:
-        again = Tracker.start_run(config_of(absent), tmp_path / "run")
-        assert again.finish(timeout_s=120)
-        assert [step for step, _ in history(absent, again.run_id, "loss")] == list(range(50))
-        run = absent.api(f"runs/get?run_id={again.run_id}")["run"]
-        assert {"key": "a", "value": "1"} in run["data"]["params"]
-        assert run["info"]["status"] == "FINISHED"
-        folder = download_model("models:/late@challenger", absent.uri)
-        assert (folder / "model.pt").read_bytes() == b"weights"
-    finally:
-        absent.kill()
 
 
 def test_a_server_that_takes_calls_and_never_answers_costs_seconds(tmp_path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
@@ -141,6 +141,20 @@ def test_an_unshuffled_plan_and_padding(sources):
         assert_same(list(pair.ray), list(pair.local))
 
 
+def test_readers_run_where_they_may_and_keep_as_much_as_they_may(sources):
+    config = replace(
+        CONFIG,
+        reader_resources={"reader": 1},
+        reader_labels={"role": "reader"},
+        object_store_bytes=30_000_000,
+    )
+    plan = plan_of()
+    loader = ray_loader(plan, sources["h5ad"], config)
+    limits = loader._dataset(0, tuple(plan.windows(0))).context.execution_options.resource_limits
+    assert limits.object_store_memory == 30_000_000
+    assert_same(list(loader), list(LocalLoader(plan, sources["h5ad"], CONFIG)))
+
+
 def test_long_epochs_are_read_as_several_data_sets(sources, monkeypatch):
     from scvi_dist.dataloaders import ray_loader as module
 
@@ -219,9 +233,21 @@ class TestTrouble:
         with pytest.raises(StoreNotFound, match=r"bad\.h5ad"):
             list(loader)
 
-    def test_readers_that_never_get_a_cpu(self, sources):
-        config = LoaderConfig(reader_cpus=64, wait_limit_s=3)
-        with pytest.raises(WaitTimeout, match=r"needs 64 CPUs; the cluster has 4"):
+    @pytest.mark.parametrize(
+        ("asked", "told"),
+        [
+            ({"reader_cpus": 64}, "needs 64 CPUs; the cluster has 4"),
+            ({"reader_resources": {"reader": 9}}, "needs 1 CPUs, 9 reader; the cluster"),
+            (
+                {"reader_labels": {"role": "trainer"}},
+                "needs 1 CPUs on a node labelled role=trainer; the cluster",
+            ),
+        ],
+        ids=["cpus", "resources", "labels"],
+    )
+    def test_readers_that_no_node_can_have(self, sources, asked, told):
+        config = LoaderConfig(wait_limit_s=1, **asked)
+        with pytest.raises(WaitTimeout, match=told):
             next(iter(ray_loader(plan_of(), sources["h5ad"], config)))
 
     def test_ray_has_to_be_running(self, sources, monkeypatch):

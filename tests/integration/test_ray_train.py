@@ -32,10 +32,12 @@ WORKERS = RayConfig(num_workers=2, resources_per_worker={"CPU": 1.5})
 STOPPING = EarlyStoppingConfig(patience=2, min_delta=1e9)
 
 
-def run(job: FitJob, on_progress: OnProgress | None = None) -> FitResult:
+def run(
+    job: FitJob, on_progress: OnProgress | None = None, workers: RayConfig = WORKERS
+) -> FitResult:
     from scvi_dist.train import ray_train
 
-    return ray_train.run(job, WORKERS, on_progress)
+    return ray_train.run(job, workers, on_progress)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +111,7 @@ def test_what_a_worker_cannot_do_is_told_once_and_in_its_words(tmp_path: Path) -
     adata.write_h5ad(path)
     job = toy_job(path, job={"run_dir": str(tmp_path / "run")})
     with pytest.raises(BadCounts, match="negative") as error:
-        run(job)
+        run(job, workers=replace(WORKERS, num_workers=1))
     note = "\n".join(error.value.__notes__)
     assert "Traceback of rank" in note
     assert "raise BadCounts" in note

@@ -10,11 +10,8 @@ from scvi_dist.dataloaders.split import Split, SplitConfig
 from scvi_dist.errors import ConfigError
 from scvi_dist.model.train_arguments import (
     as_mapping,
-    lightning_accelerator,
     lightning_callbacks,
     lightning_loggers,
-    n_devices,
-    ray_config,
     savers_of,
     split_config,
     train_config,
@@ -23,7 +20,6 @@ from scvi_dist.model.train_arguments import (
 from scvi_dist.train import SaveCheckpoint
 from scvi_dist.train.configs import (
     EarlyStoppingConfig,
-    RayConfig,
     TrainConfig,
     TrainingPlanConfig,
 )
@@ -140,26 +136,3 @@ def test_the_split() -> None:
     assert [external.train.n, external.validation.n, external.test.n] == [2, 1, 0]
     with pytest.raises(ConfigError, match="external_indexing"):
         split_config(10, {"external_index": []})
-
-
-@pytest.mark.parametrize(
-    ("devices", "expected"),
-    [("auto", 1), (1, 1), ("1", 1), (3, 3), ([0, 2], 2), ("0,1,3", 3), (0, 1)],
-)
-def test_devices(devices: Any, expected: int) -> None:
-    assert n_devices(devices, "gpu") == expected
-
-
-def test_workers() -> None:
-    assert ray_config(None, None, None, "cpu", "auto") is None
-    assert ray_config(2, None, None, "cpu", "auto") == RayConfig(num_workers=2)
-    assert ray_config([1, 4], None, None, "cpu", "auto") == RayConfig(num_workers=(1, 4))
-    assert ray_config(None, None, None, "cpu", 2) == RayConfig(num_workers=2)
-    assert ray_config(1, True, "ray://head:10001", "cpu", "auto") == RayConfig(
-        num_workers=1, use_gpu=True, address="ray://head:10001"
-    )
-    assert ray_config(None, None, "auto", "cpu", "auto") == RayConfig(address="auto")
-    assert ray_config(2, None, None, "gpu", "auto") == RayConfig(num_workers=2, use_gpu=True)
-    assert lightning_accelerator("cpu", None) == "cpu"
-    assert lightning_accelerator("cpu", RayConfig(use_gpu=True)) == "gpu"
-    assert lightning_accelerator("auto", RayConfig()) == "cpu"

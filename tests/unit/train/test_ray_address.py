@@ -1,8 +1,10 @@
-"""A dashboard's address is none that a process can join a cluster by."""
+"""What is no address of a cluster is refused; where nothing listens, that is said at once."""
+
+import socket
 
 import pytest
 
-from scvi_dist.errors import ConfigError
+from scvi_dist.errors import ClusterUnreachable, ConfigError
 from scvi_dist.train.ray_address import join_cluster
 
 
@@ -11,3 +13,18 @@ def test_a_dashboard_is_not_joined(address: str) -> None:
     with pytest.raises(ConfigError, match="scvi-dist submit") as refused:
         join_cluster(address)
     assert "ray://HEAD:10001" in str(refused.value)
+
+
+def test_an_address_of_a_client_has_a_port() -> None:
+    with pytest.raises(ConfigError, match="ray://head, which names no port"):
+        join_cluster("ray://head")
+
+
+@pytest.mark.parametrize("scheme", ["ray://", ""])
+def test_where_nothing_listens_no_cluster_is_waited_for(scheme: str) -> None:
+    # Bound, so that no other process gets the port, and not listening.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ClusterUnreachable, match=r"no Ray cluster answers at .*refused"):
+            join_cluster(address)
