@@ -19,6 +19,8 @@ _FEW_VALUES = 64
 """Values that are sorted, once all others are known to be smaller or larger."""
 _FEW = 16
 """Pairs whose changes are turned from rows to columns together: a line of the cache."""
+_PUT_TOGETHER = 16
+"""Draws that are written into one tile after the other."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
 _FINITE = {*_ASSOCIATIVE, "nnan", "ninf"}
 _SQRT_2 = np.float32(1.4142135)
@@ -309,11 +311,15 @@ def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
     n_draws, n_features = scale_rf.shape
     n_tiles, _, width = out_trg.shape
     n_whole = n_features // width
-    for r in range(n_draws):
+    # Some draws together: tiles are far from each other in memory, and each place is looked up.
+    for first in range(0, n_draws, _PUT_TOGETHER):
+        stop = min(first + _PUT_TOGETHER, n_draws)
         for t in range(n_whole):
-            for g in range(width):
-                out_trg[t, start + r, g] = scale_rf[r, t * width + g]
+            for r in range(first, stop):
+                for g in range(width):
+                    out_trg[t, start + r, g] = scale_rf[r, t * width + g]
         for t in range(n_whole, n_tiles):
-            for g in range(width):
-                f = t * width + g
-                out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)
+            for r in range(first, stop):
+                for g in range(width):
+                    f = t * width + g
+                    out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)
