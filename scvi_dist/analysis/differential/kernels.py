@@ -19,8 +19,6 @@ _FEW_VALUES = 64
 """Values that are sorted, once all others are known to be smaller or larger."""
 _FEW = 16
 """Pairs whose changes are turned from rows to columns together: a line of the cache."""
-_PUT_TOGETHER = 16
-"""Draws that are written into one tile after the other."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
 _FINITE = {*_ASSOCIATIVE, "nnan", "ninf"}
 _SQRT_2 = np.float32(1.4142135)
@@ -105,12 +103,8 @@ def mean_changes(
     """Mean LFC of the features of some tiles."""
     width = first_trg.shape[2]
     x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
-    counts_2g = np.empty((2, width))
     for t in range(start, stop):
-        # Nobody asks how many changes there are.
-        _changes(
-            first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, 1.0, pseudocount, x_gq, counts_2g
-        )
+        _changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, x_gq)
         found_1f[0, t * width : (t + 1) * width] = describe(x_gq)[0]
 
 
@@ -138,9 +132,8 @@ def describe_changes(
     x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
     for t in range(start, stop):
         here = found[:, t * width : (t + 1) * width]
-        _changes(
-            first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, fold, described, x_gq, here[:2]
-        )
+        _count_changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, fold, here)
+        _changes(first_trg[t], second_trg[t], i1_q, i2_q, described, x_gq)
         here[2:7] = describe(x_gq)
         if len(level_l):
             ends = shortest_intervals(x_gq, level_l)
@@ -150,54 +143,54 @@ def describe_changes(
 
 
 @cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
-def _changes(
+def _count_changes(
     first_rg: np.ndarray,
     second_rg: np.ndarray,
     i1_q: np.ndarray,
     i2_q: np.ndarray,
     pseudocount: float,
     fold: float,
-    described: float,
-    x_gq: np.ndarray,
-    found_2g: np.ndarray,
+    found: np.ndarray,
 ) -> None:
-    """Fill ``x_gq`` with the LFC of each pair, with one pseudocount (``described``), and
-    ``found_2g`` with the pairs that go up by at least ``fold`` and down by more than it, with
-    another. Rows far apart in memory are looked up once for both."""
+    width = first_rg.shape[1]
+    up_g, down_g = np.zeros(width, dtype=np.int32), np.zeros(width, dtype=np.int32)
+    add, up, down = np.float32(pseudocount), np.float32(fold), np.float32(1.0 / fold)
+    for q in range(len(i1_q)):
+        r1, r2 = i1_q[q], i2_q[q]
+        for g in range(width):
+            u, v = first_rg[r1, g] + add, second_rg[r2, g] + add
+            up_g[g] += np.int32(u >= up * v)
+            down_g[g] += np.int32(u < down * v)
+    found[0], found[1] = up_g, down_g
+
+
+@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
+def _changes(
+    first_rg: np.ndarray,
+    second_rg: np.ndarray,
+    i1_q: np.ndarray,
+    i2_q: np.ndarray,
+    pseudocount: float,
+    x_gq: np.ndarray,
+) -> None:
+    """Fill ``x_gq`` with the LFC of each pair."""
     n_pairs, width = len(i1_q), first_rg.shape[1]
     few = _FEW * width
-    u_i, v_i = np.empty(few, dtype=np.float32), np.empty(few, dtype=np.float32)
-    up_i, down_i = np.zeros(few, dtype=np.int32), np.zeros(few, dtype=np.int32)
     ratio_i = np.empty(few, dtype=np.float32)
     mantissa_i = np.empty(few, dtype=np.float32)
     x_i = np.empty(few, dtype=np.float32)
     bits_i, mantissa_bits_i = ratio_i.view(np.int32), mantissa_i.view(np.int32)
-    add, add_described = np.float32(pseudocount), np.float32(described)
-    up, down = np.float32(fold), np.float32(1.0 / fold)
+    add = np.float32(pseudocount)
     for start in range(0, n_pairs, _FEW):
         n_few = min(_FEW, n_pairs - start)
-        n = n_few * width
         for j in range(n_few):
             r1, r2 = i1_q[start + j], i2_q[start + j]
             for g in range(width):
-                u_i[j * width + g] = first_rg[r1, g]
-            for g in range(width):
-                v_i[j * width + g] = second_rg[r2, g]
-        for i in range(n):
-            u, v = u_i[i] + add, v_i[i] + add
-            up_i[i] += np.int32(u >= up * v)
-            down_i[i] += np.int32(u < down * v)
-        for i in range(n):
-            ratio_i[i] = (u_i[i] + add_described) / (v_i[i] + add_described)
-        log2_of(bits_i[:n], mantissa_bits_i, mantissa_i, x_i[:n])
+                ratio_i[j * width + g] = (first_rg[r1, g] + add) / (second_rg[r2, g] + add)
+        log2_of(bits_i[: n_few * width], mantissa_bits_i, mantissa_i, x_i[: n_few * width])
         for j in range(n_few):
             for g in range(width):
                 x_gq[g, start + j] = x_i[j * width + g]
-    found_2g[:] = 0.0
-    for j in range(_FEW):
-        for g in range(width):
-            found_2g[0, g] += up_i[j * width + g]
-            found_2g[1, g] += down_i[j * width + g]
 
 
 @cached_njit(nogil=True, fastmath=_FINITE)
@@ -316,15 +309,11 @@ def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
     n_draws, n_features = scale_rf.shape
     n_tiles, _, width = out_trg.shape
     n_whole = n_features // width
-    # Some draws together: tiles are far from each other in memory, and each place is looked up.
-    for first in range(0, n_draws, _PUT_TOGETHER):
-        stop = min(first + _PUT_TOGETHER, n_draws)
+    for r in range(n_draws):
         for t in range(n_whole):
-            for r in range(first, stop):
-                for g in range(width):
-                    out_trg[t, start + r, g] = scale_rf[r, t * width + g]
+            for g in range(width):
+                out_trg[t, start + r, g] = scale_rf[r, t * width + g]
         for t in range(n_whole, n_tiles):
-            for r in range(first, stop):
-                for g in range(width):
-                    f = t * width + g
-                    out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)
+            for g in range(width):
+                f = t * width + g
+                out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)
