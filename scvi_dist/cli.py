@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from scvi_dist import cli_help
 from scvi_dist.cli_analysis import add_analysis_commands
 from scvi_dist.cli_jobs import add_jobs_commands, add_submit
+from scvi_dist.cli_options import json_option
 from scvi_dist.cli_store import add_store_commands
 from scvi_dist.errors import (
     BudgetExceeded,
@@ -147,7 +148,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         epilog=cli_help.PLAN_EPILOG,
     )
     _run_file(parser)
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    json_option(parser, "the plan")
     _common(parser, _plan)
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_options import filter_option, storage_options
 from scvi_dist.cli_store import DONE, AddCommon, AddOptions, Command, MakeParser
 
 if TYPE_CHECKING:
@@ -46,12 +47,7 @@ def _how(parser: argparse.ArgumentParser) -> None:
         help="where to compute: threads[:N] (default), sync, local[:N], tcp://HOST:PORT, "
         "tls://HOST:PORT, file:SCHEDULER.json, env, ray",
     )
-    parser.add_argument(
-        "--filter",
-        dest="obs_filter",
-        metavar="EXPR",
-        help="only the cells for which this holds, as pandas writes it: \"batch == 'a'\"",
-    )
+    filter_option(parser, "look at")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
     parser.add_argument(
         "--tracking",
@@ -60,13 +56,7 @@ def _how(parser: argparse.ArgumentParser) -> None:
         help="MLflow to record to: 'auto' (below the run that trained the model, if there is "
         "one), 'off', or a URI (%(default)s)",
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="for remote stores, such as anon=true or scvi_dist.cache_dir=/scratch",
-    )
+    storage_options(parser)
 
 
 def _de_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_options import json_option
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -95,7 +96,7 @@ def _address(parser: argparse.ArgumentParser) -> None:
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the jobs as JSON")
+    json_option(parser, "the jobs")
 
 
 def _name_option(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +105,7 @@ def _name_option(parser: argparse.ArgumentParser) -> None:
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
     _name_option(parser)
-    parser.add_argument("--json", action="store_true", help="print what is known as JSON")
+    json_option(parser, "what is known")
 
 
 def _logs_options(parser: argparse.ArgumentParser) -> None:

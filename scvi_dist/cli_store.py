@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from scvi_dist import cli_help
+from scvi_dist.cli_options import filter_option, json_option, storage_options
 
 if TYPE_CHECKING:
     from scvi_dist.console import Display
@@ -42,34 +43,27 @@ def add_store_commands(
 def _info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", nargs="+", metavar="URL", help="h5ad file, Zarr or SOMA store")
     parser.add_argument("--layer", help="a layer instead of X; 'raw' for raw.X")
-    _storage_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the description as JSON")
+    storage_options(parser)
+    json_option(parser, "the description")
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
     _source(parser)
-    parser.add_argument("target", metavar="DST", help="what to write: ….h5ad, ….zarr or ….soma")
+    _target(parser)
     _choice(parser)
     _layout(parser, "anndata")
-    parser.add_argument("--kind", choices=("h5ad", "zarr", "soma"), help="where DST does not tell")
     _written(parser)
 
 
 def _subset_options(parser: argparse.ArgumentParser) -> None:
     _source(parser)
-    parser.add_argument("target", metavar="DST", help="what to write: ….h5ad, ….zarr or ….soma")
+    _target(parser)
     _choice(parser)
     parser.add_argument(
         "--genes", metavar="NAMES", help="gene names with commas between, or @FILE, one a line"
     )
-    parser.add_argument(
-        "--filter",
-        dest="obs_filter",
-        metavar="EXPR",
-        help="keep the cells for which this holds, as pandas writes it: \"batch == 'a'\"",
-    )
+    filter_option(parser, "keep")
     _layout(parser, "anndata")
-    parser.add_argument("--kind", choices=("h5ad", "zarr", "soma"), help="where DST does not tell")
     _written(parser)
 
 
@@ -91,8 +85,8 @@ def _validate_options(parser: argparse.ArgumentParser) -> None:
     _source(parser)
     _choice(parser)
     parser.add_argument("--digest", help="what the store's digest has to be")
-    _storage_options(parser)
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    storage_options(parser)
+    json_option(parser, "what was found")
 
 
 def _hvg_options(parser: argparse.ArgumentParser) -> None:
@@ -111,22 +105,22 @@ def _hvg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--span", type=float, default=0.3, help="share of genes in a local fit (%(default)s)"
     )
-    parser.add_argument(
-        "--filter",
-        dest="obs_filter",
-        metavar="EXPR",
-        help="look at the cells for which this holds, as pandas writes it",
-    )
+    filter_option(parser, "look at")
     parser.add_argument(
         "--out", metavar="FILE", help="names to a file; with .csv the whole table of genes"
     )
-    _storage_options(parser)
+    storage_options(parser)
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", nargs="+", metavar="SRC", help="h5ad file, Zarr or SOMA store; several are one"
     )
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="DST", help="what to write: ….h5ad, ….zarr or ….soma")
+    parser.add_argument("--kind", choices=("h5ad", "zarr", "soma"), help="where DST does not tell")
 
 
 def _choice(parser: argparse.ArgumentParser) -> None:
@@ -150,17 +144,7 @@ def _layout(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _written(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
-    _storage_options(parser)
-
-
-def _storage_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="for remote stores, such as anon=true or scvi_dist.cache_dir=/scratch",
-    )
+    storage_options(parser)
 
 
 def _info(options: argparse.Namespace, display: "Display") -> int:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 import torch
 
-from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
+from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Parts, Rule
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig, computed
 from scvi_dist.data import open_store
@@ -26,7 +27,7 @@ from scvi_dist.module import VAE
 from scvi_dist.module.base import BaseModule
 
 N_CELLS, N_GENES = 403, 11
-SIZES = {"part_cells": 16, "block_genes": 4}
+PARTS = Parts(part_cells=16, block_genes=4)
 
 
 @dataclass(frozen=True)
@@ -211,3 +212,21 @@ def same(first: Partial, second: Partial) -> None:
     for name, value in first.items():
         assert value.dtype == second[name].dtype, name
         np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+# Fixtures, which a test file has by giving them a name of its own.
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
+
+
+@pytest.fixture(scope="module")
+def cells(path: Path) -> StoreCells:
+    return cells_of_store(path)
+
+
+@pytest.fixture
+def module() -> VAE:
+    return small_module()

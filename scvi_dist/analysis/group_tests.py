@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvi_dist.analysis.raw_statistics import mean_and_variance
+
 _LFC_FLOOR = 1e-9
 """Added to mean expression before the ratio; scanpy's."""
 _FEATURES_AT_ONCE = 128
@@ -34,15 +36,14 @@ class GroupSums:
 
     def mean(self) -> np.ndarray:
         """``[c, f]``; NaN for groups without cells."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.sum_cf / self.n_c[:, None]
+        return self._moments()[0]
 
     def variance(self) -> np.ndarray:
         """Unbiased, ``[c, f]``; NaN for groups of fewer than two cells."""
-        n_c1 = self.n_c[:, None].astype(float)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            biased = np.maximum(self.square_cf / n_c1 - self.mean() ** 2, 0.0)
-            return np.where(n_c1 > 1, biased * n_c1 / (n_c1 - 1), np.nan)
+        return np.where(self.n_c[:, None] > 1, self._moments()[1], np.nan)
+
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        return mean_and_variance(self.sum_cf, self.square_cf, self.n_c[:, None].astype(float))
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,10 +153,8 @@ class GroupStatistics:
     def of(sums: Partial) -> "GroupStatistics":
         """From the sums of :class:`RawStatisticsPass`."""
         n_s1 = np.asarray(sums["cells"], dtype=np.float64)[:, None]
-        mean_sg, variance_sg = _mean_and_variance(sums["sum"], sums["squares"], n_s1)
-        mean_sp, variance_sp = _mean_and_variance(
-            sums["protein_sum"], sums["protein_squares"], n_s1
-        )
+        mean_sg, variance_sg = mean_and_variance(sums["sum"], sums["squares"], n_s1)
+        mean_sp, variance_sp = mean_and_variance(sums["protein_sum"], sums["protein_squares"], n_s1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return GroupStatistics(
                 cells_s=n_s1[:, 0],
@@ -175,9 +173,11 @@ def united(sums: Partial, members_us: np.ndarray) -> dict[str, np.ndarray]:
     return {name: members_us.astype(np.float64) @ value for name, value in sums.items()}
 
 
-def _mean_and_variance(
+def mean_and_variance(
     sums: np.ndarray, squares: np.ndarray, n_s1: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Of groups of ``n_s1`` cells, from sums of values and of their squares; the variance is
+    divided by ``n - 1``. NaN for a group without cells, and a variance of 0 for a single cell."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums / n_s1
         variance = (squares - sums * mean) / np.maximum(n_s1 - 1, 1)

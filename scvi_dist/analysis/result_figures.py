@@ -6,6 +6,7 @@ Axis suffixes: ``g`` genes, ``c`` comparisons.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MAX_PANELS = 12
 MOST_POINTS = 20_000
 CALLED, OTHER = "#d55e00", "#b8bec4"
+_LABEL_WIDTH = 20
+"""Letters of a line of a colour bar's label."""
 _SMALLEST = 1e-4
 """Probabilities below are drawn as this: draws cannot tell them apart."""
 
@@ -105,10 +108,11 @@ def dots(
 def heat_map(
     values: pd.DataFrame, path: str | os.PathLike[str], title: str = "", label: str = ""
 ) -> Path:
-    """A table of numbers as colours, symmetric about 0; the file written."""
+    """A table of numbers as colours, symmetric about 0, its axes named as the table's are; the
+    file written."""
     figure = figures.new_figure(
         2.8 + 0.42 * values.shape[1] + 0.06 * max(map(len, map(str, values.index))),
-        1.9 + 0.32 * values.shape[0],
+        2.2 + 0.32 * values.shape[0],
     )
     axes = figure.add_subplot(1, 1, 1)
     x = values.to_numpy(dtype=float)
@@ -117,10 +121,13 @@ def heat_map(
     drawn = axes.imshow(x, cmap="RdBu_r", vmin=-top or -1.0, vmax=top or 1.0, aspect="auto")
     axes.set_xticks(range(values.shape[1]), list(map(str, values.columns)), rotation=90, fontsize=8)
     axes.set_yticks(range(values.shape[0]), list(map(str, values.index)), fontsize=8)
+    axes.set_xlabel(str(values.columns.name or ""), fontsize=9)
+    axes.set_ylabel(str(values.index.name or ""), fontsize=9)
     figures.strip(axes, ("top", "right", "left", "bottom"))
     axes.tick_params(length=0)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=14, pad=0.02)
-    bar.set_label(label, fontsize=9)
+    # A table of few rows is lower than the label is long.
+    bar.set_label(fill(label, _LABEL_WIDTH), fontsize=9)
     bar.outline.set_visible(False)
     return figures.write(figure, path, title)
 

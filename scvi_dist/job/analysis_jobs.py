@@ -201,7 +201,8 @@ def differential_abundance(asked: Asked, display: Display, options: AbundanceOpt
 
         label = "log density, less means of cell and sample"
         path = folder / "abundance.png"
-        return [result_figures.heat_map(tables["da_means"], path, title, label)]
+        means = tables["da_means"].rename_axis(columns=f"density of each {options.sample_key}")
+        return [result_figures.heat_map(means, path, title, label)]
 
     return run_analysis("da", asked, options, compute, draw, display)
 

@@ -31,23 +31,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-PARTS = Parts(**cp.SIZES)
+PARTS = cp.PARTS
+path, cells, module = cp.path, cp.cells, cp.module
 LIMITS: dict[str, Any] = {"connect_limit_s": 30, "worker_limit_s": 60, "part_limit_s": 120}
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cp.write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
-
-
-@pytest.fixture
-def cells(path: Path) -> StoreCells:
-    return cp.cells_of_store(path)
-
-
-@pytest.fixture
-def module() -> VAE:
-    return cp.small_module()
 
 
 @pytest.fixture(scope="module", autouse=True)

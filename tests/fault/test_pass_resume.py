@@ -8,7 +8,7 @@ from pathlib import Path
 import cell_passes as cp
 import pytest
 
-from scvi_dist.analysis.passes.cell_pass import Parts, run_here
+from scvi_dist.analysis.passes.cell_pass import run_here
 from scvi_dist.analysis.passes.engines import EngineConfig, resolve_executor
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
@@ -26,7 +26,7 @@ config = EngineConfig(checkpoint_dir=folder / "sums", checkpoint_every_s=0)
 with resolve_executor("threads:2", config) as executor:
     cells = cp.cells_of_store(folder / "cells.h5ad")
     waits = cp.Waits(folder=str(folder), at=400)
-    executor(waits, cp.small_module(), cells, Parts(**cp.SIZES))
+    executor(waits, cp.small_module(), cells, cp.PARTS)
 """
 
 
@@ -46,7 +46,7 @@ def test_a_killed_pass_goes_on(tmp_path: Path) -> None:
     cells, module, parts = (
         cp.cells_of_store(tmp_path / "cells.h5ad"),
         cp.small_module(),
-        Parts(**cp.SIZES),
+        cp.PARTS,
     )
     config = EngineConfig(checkpoint_dir=tmp_path / "sums", checkpoint_every_s=0)
     with resolve_executor("sync", config) as executor:

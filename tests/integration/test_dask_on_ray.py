@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-PARTS = Parts(**cp.SIZES)
+PARTS = cp.PARTS
+path = cp.path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,11 +29,6 @@ def _by_value() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(cp)
     yield
     cloudpickle.unregister_pickle_by_value(cp)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cp.write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
 
 
 def test_ray_gives_what_this_process_gives(path: Path) -> None:

@@ -31,8 +31,10 @@ def draws_of(n_cells: int, n: int) -> int:
 def drawn_rows(rows: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
     """``n_draws`` of some rows in random order, so that every beginning of the list has each row
     equally often, or once more."""
-    rounds = -(-n_draws // len(rows))
-    return np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:n_draws]
+    whole, rest = divmod(n_draws, len(rows))
+    rounds = [rng.permutation(rows) for _ in range(whole)]
+    # In new memory, for that of a part would hold all rows.
+    return np.concatenate([*rounds, rng.permutation(rows)[:rest]] if rest else rounds)
 
 
 def shares(cells_s: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:

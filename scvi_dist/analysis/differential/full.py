@@ -50,7 +50,9 @@ from scvi_dist.module.base import BaseModule
 
 _PILOT_CELLS = 2_048
 """Cells by which the range of each feature's histogram is chosen."""
-_HISTOGRAM_BYTES = 192 << 20
+_HISTOGRAM_BYTES = 128 << 20
+"""Of one result. There are three at a time in one thread, whatever the number of cells: that of a
+part, that of the parts it merges with, and the total."""
 _MOST_BINS, _FEWEST_BINS = 128, 32
 
 

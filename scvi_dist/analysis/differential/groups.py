@@ -178,27 +178,28 @@ def _compared(
 
 
 def read_groups(store: Store, column: str) -> tuple[np.ndarray, list[Hashable]]:
-    """The group of each cell, int64 ``[n]`` (-1 for a missing value), and the groups' names.
+    """The group of each cell, int32 ``[n]`` (-1 for a missing value), and the groups' names.
 
     Names are in the order of the categories, or sorted where the column has none.
     """
-    parts, known = [], {}
+    codes_n = np.empty(store.n_obs, dtype=np.int32)
+    known: dict[Hashable, int] = {}
     for start in range(0, max(store.n_obs, 1), _OBS_ROWS):
-        values = store.read_obs([column], start, min(start + _OBS_ROWS, store.n_obs))[column]
+        stop = min(start + _OBS_ROWS, store.n_obs)
+        values = store.read_obs([column], start, stop)[column]
         if isinstance(values.dtype, pd.CategoricalDtype):
             names = values.cat.categories.tolist()
-            parts.append(values.cat.codes.to_numpy(dtype=np.int64))
+            codes_n[start:stop] = values.cat.codes
             known = {name: i for i, name in enumerate(names)}
         else:
             local, found = pd.factorize(values, use_na_sentinel=True)
             to_known = [known.setdefault(name, len(known)) for name in found.tolist()]
-            parts.append(np.array([*to_known, -1], dtype=np.int64)[local])
-    codes_n = np.concatenate(parts)
+            codes_n[start:stop] = np.array([*to_known, _NOBODY])[local]
     names = list(known)
     if isinstance(values.dtype, pd.CategoricalDtype):
         return codes_n, names
     order = sorted(range(len(names)), key=lambda i: names[i])
-    place = np.full(len(names) + 1, -1, dtype=np.int64)
+    place = np.full(len(names) + 1, _NOBODY, dtype=np.int32)
     place[order] = np.arange(len(names))
     return place[codes_n], [names[i] for i in order]
 

@@ -122,10 +122,9 @@ def _design(
     rng = np.random.default_rng([options.seed, 0xDE5])
     cells_s = grouping.cells_s
     n1, n2 = (_draws_per_batch(options, batches) for batches in (batches1, batches2))
-    rows_of = {s: grouping.rows((s,)) for s in range(grouping.n_strata)}
     firsts, taken = [], []
     for comparison in grouping.comparisons:
-        rows = np.concatenate([rows_of[s] for s in comparison.first])
+        rows = np.concatenate([grouping.rows((s,)) for s in comparison.first])
         n_draws = draws_of(len(rows), n1)
         firsts.append({batch: drawn_rows(rows, n_draws, rng) for batch in batches1})
         strata = np.array(comparison.second)
@@ -141,7 +140,7 @@ def _design(
     for needed in taken:
         for key, n in needed.items():
             most[key] = max(most.get(key, 0), n)
-    pool = {key: drawn_rows(rows_of[key[1]], n, rng) for key, n in most.items() if n}
+    pool = {key: drawn_rows(grouping.rows((key[1],)), n, rng) for key, n in most.items() if n}
     kept = tuple({key: n for key, n in needed.items() if n} for needed in taken)
     return _Design(firsts=tuple(firsts), pool=pool, taken=kept)
 

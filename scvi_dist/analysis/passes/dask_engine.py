@@ -29,6 +29,8 @@ from scvi_dist.module.base import BaseModule
 
 LOOK_S = 5.0
 """How often the driver looks whether scheduler and workers are still there."""
+_TASKS_A_THREAD = 16
+"""Tasks that a thread should have: the last ones are waited for by all others."""
 _TRIES = 3
 """Times that a root is computed again after its results were lost."""
 
@@ -58,7 +60,7 @@ class DaskEngine:
         cuts = PartCuts(cells, plan)
         n_threads = sum(self._client.nthreads().values())
         # Four parts by one task travel less, if everybody has enough to do even so.
-        fuses = plan.tree.n_nodes(1) >= 4 * n_threads
+        fuses = plan.tree.n_nodes(1) >= _TASKS_A_THREAD * n_threads
         graph = PassGraph(cell_pass, cells, plan, cuts, fuses)
         run = _Run(self._client, self._config, graph, sums, total, n_done)
         return run.result(job)

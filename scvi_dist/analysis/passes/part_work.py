@@ -30,6 +30,7 @@ from scvi_dist.analysis.passes.cell_pass import (
     one_torch_thread,
     own_pieces,
 )
+from scvi_dist.analysis.passes.freed_memory import FREED_MEMORY
 from scvi_dist.analysis.selection import Selection
 from scvi_dist.analysis.streaming import StoreCells, StreamConfig
 from scvi_dist.dataloaders.source import CellSource, OpenSource
@@ -125,7 +126,7 @@ def compute_parts(job: bytes, parts: bytes, numbers: Sequence[int]) -> list[Any]
     """
     todo: list[PartCells] = pickle.loads(parts)
     merged: Partial | None = None
-    with borrowed(job) as (opened, module), one_torch_thread():
+    with FREED_MEMORY.kept(), borrowed(job) as (opened, module), one_torch_thread():
         for number, part in zip(numbers, todo, strict=True):
             partial = _computed(opened, module, number, part)
             merged = (

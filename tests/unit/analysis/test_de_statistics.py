@@ -169,3 +169,10 @@ def test_every_beginning_of_a_list_of_draws_is_balanced(n_rows: int, n: int, upt
 def test_options_that_mean_nothing_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DifferentialOptions(**wrong)
+
+
+def test_drawn_rows_hold_no_others() -> None:
+    rows = np.arange(1_000)
+    drawn = drawn_rows(rows, 10, np.random.default_rng(0))
+    assert drawn.base is None
+    assert len(np.unique(drawn)) == 10

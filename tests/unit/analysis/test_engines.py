@@ -21,22 +21,8 @@ from scvi_dist.errors import (
 )
 from scvi_dist.module import VAE
 
-PARTS = Parts(**cp.SIZES)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cp.write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
-
-
-@pytest.fixture(scope="module")
-def cells(path: Path) -> StoreCells:
-    return cp.cells_of_store(path)
-
-
-@pytest.fixture
-def module() -> VAE:
-    return cp.small_module()
+PARTS = cp.PARTS
+path, cells, module = cp.path, cp.cells, cp.module
 
 
 INDICES = {"all": None, "repeats": [5, 5, 300, 2, *range(100, 150)], "one": [7]}

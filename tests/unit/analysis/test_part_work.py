@@ -39,22 +39,8 @@ from scvi_dist.errors import PlanError, StoreChanged
 from scvi_dist.module import VAE
 from scvi_dist.module.base import BaseModule
 
-PARTS = Parts(**cp.SIZES)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cp.write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad")
-
-
-@pytest.fixture(scope="module")
-def cells(path: Path) -> StoreCells:
-    return cp.cells_of_store(path)
-
-
-@pytest.fixture
-def module() -> VAE:
-    return cp.small_module()
+PARTS = cp.PARTS
+path, cells, module = cp.path, cp.cells, cp.module
 
 
 def by_graph(
