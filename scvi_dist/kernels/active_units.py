@@ -236,10 +236,16 @@ class Products:
         slope_rg: np.ndarray,
         genes: tuple[int, int],
         gradient_hg: np.ndarray,
+        is_new: bool,
     ) -> None:
-        """Add the transposed units of these rows times their slopes, for some genes."""
+        """Add the transposed units of these rows times their slopes, for some genes.
+
+        ``is_new`` says that nothing is there to be added to.
+        """
         active = self._active(rows, units, by_unit=True)
-        multiply_active(active, slope_rg, genes, slope_rg[0, :0], self._tile, gradient_hg)
+        real = self._hidden_nh.dtype
+        before_g = np.zeros(gradient_hg.shape[1] if is_new else 0, real)
+        multiply_active(active, slope_rg, genes, before_g, self._tile, gradient_hg)
 
     def _active(self, rows: tuple[int, int], units: tuple[int, int], by_unit: bool) -> Active:
         outer, inner = (units, rows) if by_unit else (rows, units)

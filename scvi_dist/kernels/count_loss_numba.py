@@ -197,10 +197,9 @@ class _Evaluation:
             seen_rh = head.seen(self.hidden_nh[first:stop])
             slope_gr = blocks[name][:, a:b].t()
             if self._takes_active(head):
-                if not first:
-                    gradient_gh[a:b] = 0
                 slope_rg, gradient_hg = blocks[name].numpy(), gradient_gh.t().numpy()
-                part.products.add_weights(rows, head.units, slope_rg, genes, gradient_hg)
+                is_new = first == 0
+                part.products.add_weights(rows, head.units, slope_rg, genes, gradient_hg, is_new)
             elif first:
                 gradient_gh[a:b].addmm_(slope_gr, seen_rh)
             else:
