@@ -342,7 +342,11 @@ class VAENetworks(BaseModule):
         return CountProblem(
             law=Law(args.gene_likelihood, decoder.scale_activation),
             counts=counts,
-            hidden_nh=decoder.px_decoder(seen, *self._codes(batch_index, cat_covs)),
+            hidden_nh=decoder.px_decoder(
+                seen,
+                *self._codes(batch_index, cat_covs),
+                kernel=kernel_for(self.device, self.kernel),
+            ),
             log_size_n=log_size.reshape(-1),
             scale=Head.of(decoder.px_scale_decoder[0]),
             dropout=None if dropout is None else Head.of(dropout),
