@@ -17,6 +17,12 @@ HiddenLayer: TypeAlias = Callable[[Any, nn.Linear, nn.BatchNorm1d, Tensor | None
 """See :func:`~scvi_dist.kernels.hidden_layer.hidden_layer`."""
 
 
+Posterior: TypeAlias = Callable[
+    [Tensor, nn.Linear, nn.Linear, Tensor, float], tuple[Tensor, Tensor, Tensor, Tensor]
+]
+"""See :func:`~scvi_dist.kernels.posterior.posterior`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One implementation."""
@@ -32,11 +38,13 @@ class Kernel:
     """``[n]``."""
     hidden_layer: HiddenLayer | None = None
     """Computes a trained layer as a whole; None where torch does, part by part."""
+    posterior: Posterior | None = None
+    """Computes a posterior and what the loss needs of it; None where torch does."""
 
 
 def _numba() -> Kernel:
     # numba takes long to load, and not every process computes.
-    from scvi_dist.kernels import count_loss_numba, hidden_layer, products_numba
+    from scvi_dist.kernels import count_loss_numba, hidden_layer, posterior, products_numba
 
     return Kernel(
         "numba",
@@ -46,6 +54,7 @@ def _numba() -> Kernel:
         products_numba.log1p,
         products_numba.row_sums,
         hidden_layer.hidden_layer,
+        posterior.posterior,
     )
 
 

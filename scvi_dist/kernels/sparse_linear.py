@@ -18,7 +18,10 @@ class Products(Protocol):
 
     @property
     def hidden_layer(self) -> Any:
-        """See :class:`~scvi_dist.kernels.choice.Kernel`."""
+        """See :class:`~scvi_dist.kernels.choice.Kernel`, as for ``posterior``."""
+
+    @property
+    def posterior(self) -> Any: ...
 
     def multiply(self, x: SparseCounts, weight_gh: Tensor) -> Tensor:
         """``[n, h]``, of the dtype of the weights."""

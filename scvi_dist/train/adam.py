@@ -28,12 +28,25 @@ class Adam(torch.optim.Adam):
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        tables = None if closure is not None else [self._table(g) for g in self.param_groups]
-        if tables is None or any(table is None for table in tables):
-            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tables = [self._table(group) for group in self.param_groups]
+        if any(table is None for table in tables):
+            super().step()
+            return loss
         for group, table in zip(self.param_groups, tables, strict=True):
             _step(group, table)
-        return None
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # Files may have the means row by row, whatever the parameter's layout.
+        for parameter, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state and state[name].stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter.detach()).copy_(state[name])
 
     def _table(self, group: dict[str, Any]) -> np.ndarray | None:
         """The addresses that the compiled step takes; None where it is not for this group."""
