@@ -12,7 +12,6 @@ from scvi_dist.batch import SparseCounts
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.kernels.count_loss import Evaluate
 
-
 HiddenLayer: TypeAlias = Callable[[Any, nn.Linear, nn.BatchNorm1d, Tensor | None, float], Tensor]
 """See :func:`~scvi_dist.kernels.hidden_layer.hidden_layer`."""
 

@@ -151,9 +151,16 @@ class _Evaluation:
         if "hidden_nh" not in self.wanted:
             return
         slope_rh = self.gradients["hidden_nh"][a:b]
-        slope_rh.zero_()
+        is_first = True
         for name, head in self.p.heads:
-            head.seen(slope_rh).addmm_(mine[name], head.weight_gh)
+            seen_rh = head.seen(slope_rh)
+            if is_first and seen_rh.shape == slope_rh.shape:
+                torch.mm(mine[name], head.weight_gh, out=slope_rh)
+            else:
+                if is_first:
+                    slope_rh.zero_()
+                seen_rh.addmm_(mine[name], head.weight_gh)
+            is_first = False
 
     def _loops(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         flags = self.p.law.scale == "softmax", bool(self.wanted)

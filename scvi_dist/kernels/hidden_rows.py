@@ -171,7 +171,7 @@ def deactivate(
     ------
     Ioffe & Szegedy 2015, "Batch normalization", section 3.
     """
-    n, h = units_nh.shape
+    n = len(units_nh)
     real = gradient_nh.dtype.type
     mean, inverse = moments
     sums_3h[:] = 0.0
@@ -191,6 +191,4 @@ def deactivate(
     offset = scale * sums_3h[0] / n
     along = scale * inverse * sums_3h[1] / n
     for i in range(n):
-        _centre(
-            units_nh[i], gradient_nh[i], mean, along, offset, scale, sums_3h[2]
-        )
+        _centre(units_nh[i], gradient_nh[i], mean, along, offset, scale, sums_3h[2])

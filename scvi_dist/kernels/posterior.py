@@ -63,7 +63,9 @@ class _Posterior(torch.autograd.Function):
         noise_nk, hidden_nh, mean_kh, var_kh, loc_nk, scale_nk = ctx.saved_tensors
         # Sums are written into: slopes that were given belong to somebody else.
         loc_slope, scale_slope = (
-            torch.zeros_like(loc_nk) if by is None else by.clone(memory_format=torch.contiguous_format)
+            torch.zeros_like(loc_nk)
+            if by is None
+            else by.clone(memory_format=torch.contiguous_format)
             for by in (by_loc, by_scale)
         )
         z_slope = torch.zeros_like(loc_nk) if by_z is None else by_z.contiguous()

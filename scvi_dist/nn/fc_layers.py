@@ -122,16 +122,18 @@ class FCLayers(nn.Module):
         cont
             Continuous covariates ``[n, n_cont]``.
         kernel
-            What computes whole layers where it can; what multiplies sparse columns, where None.
+            What computes whole layers where it can. Sparse columns bring their own.
         """
         covariates = self._covariates(x, cat_list, cont)
         units: Any = x
         if covariates is not None and x.dim() == 3:
             covariates = covariates.expand(units.shape[0], -1, -1)
-        if isinstance(x, SparseColumns) and kernel is None:
-            kernel = x.products
+        whole: HiddenLayer | None = None
+        if isinstance(x, SparseColumns):
+            whole = x.products.hidden_layer
+        elif kernel is not None:
+            whole = kernel.hidden_layer
         for i, parts in enumerate(self.fc_layers):
-            whole = None if kernel is None else kernel.hidden_layer
             if whole is not None and _is_whole(parts, units):
                 injects = covariates is not None and self.inject_into_layer(i)
                 units = _whole(whole, parts, _beside(units, covariates if injects else None))
@@ -225,9 +227,7 @@ def _is_whole(parts: nn.Sequential, x: Tensor | SparseColumns) -> bool:
     )
 
 
-def _whole(
-    layer: HiddenLayer, parts: nn.Sequential, x: Tensor | SparseColumns
-) -> Tensor:
+def _whole(layer: HiddenLayer, parts: nn.Sequential, x: Tensor | SparseColumns) -> Tensor:
     linear, norm, *_, last = parts
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d)

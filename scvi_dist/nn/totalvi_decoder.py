@@ -229,9 +229,7 @@ class DecoderTOTALVI(nn.Module):
         """The layers from units to the logits of the genes' scale and of their extra zeros."""
         return _head_of(self.px_scale_decoder), _head_of(self.px_dropout_decoder_gene)
 
-    def _background(
-        self, z: Tensor, codes: list[Any], kernel: Kernel | None
-    ) -> dict[str, Tensor]:
+    def _background(self, z: Tensor, codes: list[Any], kernel: Kernel | None) -> dict[str, Tensor]:
         seen = _seen(self.py_back_decoder, z, codes, kernel)
         spread = full_precision(self.py_back_mean_log_beta(seen, *codes))
         return {

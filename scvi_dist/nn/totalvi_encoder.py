@@ -98,7 +98,9 @@ class EncoderTOTALVI(nn.Module):
         """The law ``[n, k]`` of ``z`` before its transformation."""
         return _law(self.encoder(data, *cat_list), self.z_mean_encoder, self.z_var_encoder)
 
-    def drawn(self, data: Tensor | SparseColumns, *cat_list: Tensor | None) -> tuple[Normal, Tensor]:
+    def drawn(
+        self, data: Tensor | SparseColumns, *cat_list: Tensor | None
+    ) -> tuple[Normal, Tensor]:
         """The law of :meth:`posterior` and a draw from it, before its transformation."""
         whole = data.products.posterior if isinstance(data, SparseColumns) else None
         if whole is None:

@@ -33,10 +33,11 @@ class Adam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         tables = [self._table(group) for group in self.param_groups]
-        if any(table is None for table in tables):
+        known = [table for table in tables if table is not None]
+        if len(known) < len(tables):
             super().step()
             return loss
-        for group, table in zip(self.param_groups, tables, strict=True):
+        for group, table in zip(self.param_groups, known, strict=True):
             _step(group, table)
         return loss
 
