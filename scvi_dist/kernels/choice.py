@@ -3,13 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scvi_dist.batch import SparseCounts
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.kernels.count_loss import Evaluate
+
+HiddenLayer: TypeAlias = Callable[[Any, nn.Linear, nn.BatchNorm1d, Tensor | None, float], Tensor]
+"""See :func:`~scvi_dist.kernels.hidden_layer.hidden_layer`."""
+
+
+Posterior: TypeAlias = Callable[
+    [Tensor, nn.Linear, nn.Linear, Tensor, float], tuple[Tensor, Tensor, Tensor, Tensor]
+]
+"""See :func:`~scvi_dist.kernels.posterior.posterior`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,15 @@ class Kernel:
     """The logarithm of one plus each entry."""
     row_sums: Callable[[SparseCounts], Tensor]
     """``[n]``."""
+    hidden_layer: HiddenLayer | None = None
+    """Computes a trained layer as a whole; None where torch does, part by part."""
+    posterior: Posterior | None = None
+    """Computes a posterior and what the loss needs of it; None where torch does."""
 
 
 def _numba() -> Kernel:
     # numba takes long to load, and not every process computes.
-    from scvi_dist.kernels import count_loss_numba, products_numba
+    from scvi_dist.kernels import count_loss_numba, hidden_layer, posterior, products_numba
 
     return Kernel(
         "numba",
@@ -38,6 +52,8 @@ def _numba() -> Kernel:
         products_numba.scatter,
         products_numba.log1p,
         products_numba.row_sums,
+        hidden_layer.hidden_layer,
+        posterior.posterior,
     )
 
 

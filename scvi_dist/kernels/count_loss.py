@@ -93,21 +93,24 @@ class _CountLoss(torch.autograd.Function):
         if gradients is None or factor is None:
             detached = _detached(ctx.problem, ctx.saved_tensors)
             gradients = ctx.evaluate(detached, slope_n, ctx.wanted).gradients
-        elif abs(factor - 1.0) > torch.finfo(slope_n.dtype).eps:
+        elif not factor.is_cpu or abs(float(factor) - 1.0) > torch.finfo(slope_n.dtype).eps:
             for gradient in gradients.values():
                 gradient.mul_(factor)
         return (None, None, None, *(gradients.get(name) for name in INPUTS))
 
 
-def _common_factor(slope_n: Tensor, expected: Expected) -> float | None:
-    """What all expected weights were multiplied by; None where there is no such number."""
-    real_n, padding_n = slope_n[: expected.n_real], slope_n[expected.n_real :]
-    if not len(real_n) or expected.weight == 0.0:
+def _common_factor(slope_n: Tensor, expected: Expected) -> Tensor | None:
+    """What all expected weights were multiplied by, 0-d; None where there is no such number."""
+    n_real = expected.n_real
+    if not n_real or expected.weight == 0.0:
         return None
-    first = real_n[0]
-    if not bool((real_n == first).all()) or bool(padding_n.any()):
+    # The derivative of a sum is one number, seen from all places: nobody has to look at them,
+    # and to wait for a device.
+    is_one = n_real == len(slope_n) and slope_n.stride(0) == 0
+    real_n, padding_n = slope_n[:n_real], slope_n[n_real:]
+    if not is_one and (not bool((real_n == real_n[0]).all()) or bool(padding_n.any())):
         return None
-    return float(first) / expected.weight
+    return slope_n[0] / expected.weight
 
 
 def _detached(problem: CountProblem, tensors: tuple[Tensor | None, ...]) -> CountProblem:

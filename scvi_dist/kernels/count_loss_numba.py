@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scvi_dist.kernels import threads
+from scvi_dist.kernels.active_units import Products
 from scvi_dist.kernels.count_rows import (
     EPS,
     CellArrays,
@@ -22,13 +23,16 @@ from scvi_dist.kernels.count_rows import (
     nb_rows,
     poisson_rows,
 )
-from scvi_dist.kernels.problem import CountProblem, CountResult
+from scvi_dist.kernels.problem import CountProblem, CountResult, Head
 from scvi_dist.kernels.workspace import Workspace
 
 BLOCK_ENTRIES = 3_000_000
 """Logits of one head in memory: some stay in the cache until they are used again."""
 LEAST_ROWS, MOST_ROWS = 64, 512
 """Of a block: matrix products of fewer rows are slow, of more no faster."""
+
+MOST_ACTIVE = 0.75
+"""Part of the hidden units, from which on dense products are faster."""
 
 _SPACE = Workspace()
 
@@ -50,6 +54,7 @@ class _Part:
     sums: GeneSums
     dispersions: Dispersions
     scratch: Scratch
+    products: Products
 
 
 class _Evaluation:
@@ -60,6 +65,8 @@ class _Evaluation:
         self.dtype = problem.hidden_nh.dtype
         self.real = torch.empty(0, dtype=self.dtype).numpy().dtype
         self.hidden_nh = problem.hidden_nh.contiguous()
+        n_active = int(torch.count_nonzero(self.hidden_nh))
+        self.is_active = n_active <= MOST_ACTIVE * self.hidden_nh.numel()
         counts = problem.counts
         self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
         n = counts.shape[0]
@@ -99,6 +106,7 @@ class _Evaluation:
                 counts=_SPACE.array(f"counts {thread}", (8, g), np.float64),
                 genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
             ),
+            Products(_SPACE, str(thread), self.hidden_nh.numpy()),
         )
 
     def _own_table(self, thread: int) -> Dispersions:
@@ -121,22 +129,38 @@ class _Evaluation:
         threads.run(tasks)
         if any(f"{name}.weight" in self.wanted for name in blocks):
             spans = threads.cuts(0, g, len(self.parts))
-            threads.run([partial(self._weights, blocks, (first, stop), ab) for ab in spans])
+            threads.run(
+                [
+                    partial(self._weights, self.parts[k], blocks, (first, stop), ab)
+                    for k, ab in enumerate(spans)
+                ]
+            )
 
     def _rows(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         a, b, first = span
         mine = {name: block[a - first : b - first] for name, block in blocks.items()}
         hidden_rh = self.hidden_nh[a:b]
         for name, head in self.p.heads:
-            seen_rh = head.seen(hidden_rh)
-            torch.addmm(head.bias_g, seen_rh, head.weight_gh.t(), out=mine[name])
+            weight_hg = head.weight_gh.t()
+            if self._takes_active(head):
+                rest = weight_hg.numpy(), head.bias_g.numpy(), mine[name].numpy()
+                part.products.logits((a, b), head.units, *rest)
+            else:
+                torch.addmm(head.bias_g, head.seen(hidden_rh), weight_hg, out=mine[name])
         self._loops(part, blocks, span)
         if "hidden_nh" not in self.wanted:
             return
         slope_rh = self.gradients["hidden_nh"][a:b]
-        slope_rh.zero_()
+        is_first = True
         for name, head in self.p.heads:
-            head.seen(slope_rh).addmm_(mine[name], head.weight_gh)
+            seen_rh = head.seen(slope_rh)
+            if is_first and seen_rh.shape == slope_rh.shape:
+                torch.mm(mine[name], head.weight_gh, out=slope_rh)
+            else:
+                if is_first:
+                    slope_rh.zero_()
+                seen_rh.addmm_(mine[name], head.weight_gh)
+            is_first = False
 
     def _loops(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         flags = self.p.law.scale == "softmax", bool(self.wanted)
@@ -161,8 +185,16 @@ class _Evaluation:
             *flags,
         )
 
+    def _takes_active(self, head: Head) -> bool:
+        """Whether the head's products leave out units that are zero."""
+        return self.is_active and head.weight_gh.t().is_contiguous()
+
     def _weights(
-        self, blocks: dict[str, Tensor], rows: tuple[int, int], genes: tuple[int, int]
+        self,
+        part: _Part,
+        blocks: dict[str, Tensor],
+        rows: tuple[int, int],
+        genes: tuple[int, int],
     ) -> None:
         (first, stop), (a, b) = rows, genes
         for name, head in self.p.heads:
@@ -171,7 +203,11 @@ class _Evaluation:
                 continue
             seen_rh = head.seen(self.hidden_nh[first:stop])
             slope_gr = blocks[name][:, a:b].t()
-            if first:
+            if self._takes_active(head):
+                slope_rg, gradient_hg = blocks[name].numpy(), gradient_gh.t().numpy()
+                is_new = first == 0
+                part.products.add_weights(rows, head.units, slope_rg, genes, gradient_hg, is_new)
+            elif first:
                 gradient_gh[a:b].addmm_(slope_gr, seen_rh)
             else:
                 torch.mm(slope_gr, seen_rh, out=gradient_gh[a:b])

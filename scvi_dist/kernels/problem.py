@@ -42,7 +42,12 @@ class Head:
 
     def seen(self, hidden_nh: Tensor) -> Tensor:
         """The hidden units that the weights are for; a view."""
-        return hidden_nh[:, self.first : self.first + self.weight_gh.shape[1]]
+        return hidden_nh[:, slice(*self.units)]
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """First hidden unit that the weights are for, and one after the last."""
+        return self.first, self.first + self.weight_gh.shape[1]
 
     def logits(self, hidden_nh: Tensor) -> Tensor:
         """``[n, g]``."""

@@ -14,7 +14,14 @@ from scvi_dist.batch import SparseCounts
 
 
 class Products(Protocol):
-    """Products of sparse rows with dense ones."""
+    """Products of sparse rows with dense ones, and perhaps whole layers."""
+
+    @property
+    def hidden_layer(self) -> Any:
+        """See :class:`~scvi_dist.kernels.choice.Kernel`, as for ``posterior``."""
+
+    @property
+    def posterior(self) -> Any: ...
 
     def multiply(self, x: SparseCounts, weight_gh: Tensor) -> Tensor:
         """``[n, h]``, of the dtype of the weights."""
@@ -34,6 +41,11 @@ class SparseColumns:
     @property
     def dtype(self) -> torch.dtype:
         return self.sparse.data.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, g = self.sparse.shape
+        return n, g if self.dense_nc is None else g + self.dense_nc.shape[1]
 
     def dim(self) -> int:
         """Axes: cells and columns."""
@@ -56,6 +68,26 @@ class SparseColumns:
         """
         return _SparseLinear.apply(self, weight_hk, bias_h, self.dense_nc, first_trained)
 
+    def times(self, weight_hk: Tensor) -> Tensor:
+        """``x weightᵀ``, ``[n, h]``; records no graph."""
+        weight_kh, g = weight_hk.t().contiguous(), self.sparse.n_genes
+        out_nh = self.products.multiply(self.sparse, weight_kh[:g])
+        return out_nh if self.dense_nc is None else out_nh.addmm_(self.dense_nc, weight_kh[g:])
+
+    def weight_gradient(
+        self, slope_nh: Tensor, weight_hk: Tensor, first_trained: int = 0
+    ) -> Tensor:
+        """Derivatives by the weights from those by the product."""
+        like = weight_hk.t()
+        gradient_kh = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        g = self.sparse.n_genes
+        if first_trained < g:
+            self.products.scatter(self.sparse, slope_nh, gradient_kh[:g])
+        if self.dense_nc is not None:
+            torch.mm(self.dense_nc.t(), slope_nh, out=gradient_kh[g:])
+        gradient_kh[:first_trained] = 0
+        return gradient_kh.t()
+
 
 def column_major(weight_hk: Tensor) -> Tensor:
     """The same weights, with those of a column side by side in memory."""
@@ -72,11 +104,8 @@ class _SparseLinear(torch.autograd.Function):
         dense_nc: Tensor | None,
         first_trained: int,
     ) -> Tensor:
-        weight_kh = weight_hk.detach().t().contiguous()
-        g = x.sparse.n_genes
-        out_nh = x.products.multiply(x.sparse, weight_kh[:g])
-        if dense_nc is not None:
-            out_nh.addmm_(dense_nc.detach(), weight_kh[g:])
+        dense = None if dense_nc is None else dense_nc.detach()
+        out_nh = replace(x, dense_nc=dense).times(weight_hk.detach())
         if bias_h is not None:
             out_nh += bias_h.detach()
         ctx.x, ctx.first_trained = x, first_trained
@@ -89,17 +118,13 @@ class _SparseLinear(torch.autograd.Function):
         weight_hk, dense_nc = ctx.saved_tensors
         _, needs_weight, needs_bias, needs_dense, _ = ctx.needs_input_grad
         slope_nh, g = slope_nh.contiguous(), ctx.x.sparse.n_genes
-        gradient_kh = None
+        gradient_hk = None
         if needs_weight:
-            gradient_kh = torch.zeros_like(weight_hk.t(), memory_format=torch.contiguous_format)
-            if ctx.first_trained < g:
-                ctx.x.products.scatter(ctx.x.sparse, slope_nh, gradient_kh[:g])
-            if dense_nc is not None:
-                torch.mm(dense_nc.t(), slope_nh, out=gradient_kh[g:])
-            gradient_kh[: ctx.first_trained] = 0
+            x = replace(ctx.x, dense_nc=dense_nc)
+            gradient_hk = x.weight_gradient(slope_nh, weight_hk, ctx.first_trained)
         return (
             None,
-            None if gradient_kh is None else gradient_kh.t(),
+            gradient_hk,
             slope_nh.sum(0) if needs_bias else None,
             slope_nh @ weight_hk[:, g:] if needs_dense else None,
             None,

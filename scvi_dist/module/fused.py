@@ -1,16 +1,19 @@
 """Which modules and minibatches the kernels take, and what a generative model gives of these.
 
-Axis suffixes: ``n`` cells.
+Axis suffixes: ``n`` cells, ``k`` latent.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from scvi_dist.batch import CellBatch, SparseCounts
 from scvi_dist.kernels.problem import LAWS
 from scvi_dist.module.base import Tensors
+from scvi_dist.nn.encoder import PosteriorNormal
 
 RECONSTRUCTION_LOSS = "reconstruction_loss"
 """Key of generative outputs: minus the log-likelihood ``[n]``, where it is known already."""
@@ -41,3 +44,10 @@ class Generated(dict[str, Any]):
             raise KeyError(key)
         self[key] = self._laws[key]()
         return self[key]
+
+
+def divergence(qz: Normal, pz: Callable[[], Normal]) -> Tensor:
+    """Divergence ``[..., n]`` of ``qz`` from the standard normal prior, summed over ``k``."""
+    if isinstance(qz, PosteriorNormal):
+        return qz.divergence_n
+    return kl_divergence(qz, pz()).sum(dim=-1)

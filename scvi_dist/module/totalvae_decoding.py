@@ -129,9 +129,9 @@ class TOTALVAEDecoding(TOTALVAENetworks):
         """
         z, batch_index = given["z"], given["batch_index"]
         columns, codes = self.decoder_input(z, batch_index, given["cont_covs"], given["cat_covs"])
-        units = self.decoder.units(columns, *codes)
+        kernel = kernel_for(self.device, self.kernel)
+        units = self.decoder.units(columns, *codes, kernel=kernel)
         problem = self._count_problem(batch, units, given)
-        evaluate = kernel_for(self.device, self.kernel).count_loss
         expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
         py_ = units.proteins
         py_["r"] = torch.exp(
@@ -139,7 +139,7 @@ class TOTALVAEDecoding(TOTALVAENetworks):
         )
         log_efficiency = self.log_efficiency(batch_index)
         outputs = {
-            RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
+            RECONSTRUCTION_LOSS: count_loss(problem, kernel.count_loss, expected),
             "py_": py_,
             "per_batch_efficiency": torch.exp(log_efficiency),
             "log_per_batch_efficiency": log_efficiency,

@@ -236,8 +236,7 @@ class TOTALVAENetworks(BaseModule):
     ) -> tuple[Normal, Tensor, Normal | None, Tensor | None]:
         """``qz``, draws of ``z``, and the same of a latent library size; scvi-tools' order."""
         encoder, ql, log_library = self.encoder, None, None
-        qz = encoder.posterior(seen, *codes)
-        z = self.noise.rsample(qz)
+        qz, z = encoder.drawn(seen, *codes)
         if self.args.observes_library:
             encoder.pass_over_library(z)
         else:

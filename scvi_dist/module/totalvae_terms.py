@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from scvi_dist.distributions import Normal, log_mixture_nb
 from scvi_dist.kernels.protein_loss import ProteinParameters, ProteinTerms, protein_loss
-from scvi_dist.module.fused import RECONSTRUCTION_LOSS
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS, divergence
 
 BACKGROUND_WEIGHT = 1e-3
 """Weight of the term that makes background the first explanation of a protein's counts."""
@@ -43,7 +43,7 @@ def loss_terms(
     totalVI", methods.
     """
     rec_protein = -generated["py"].log_prob(y)
-    kl_z = kl_divergence(inferred["qz"], Normal(0.0, 1.0, validate_args=False)).sum(-1)
+    kl_z = divergence(inferred["qz"], lambda: Normal(0.0, 1.0, validate_args=False))
     kl_l = torch.zeros_like(kl_z)
     if inferred["ql"] is not None:
         kl_l = kl_divergence(inferred["ql"], generated["pl"]).sum(-1)
@@ -58,7 +58,7 @@ def loss_terms(
 
 def own_terms(inferred: Outputs, generated: Outputs) -> dict[str, Tensor]:
     """The terms of :func:`loss_terms` that are not of proteins, where the genes' is known."""
-    kl_z = kl_divergence(inferred["qz"], Normal(0.0, 1.0, validate_args=False)).sum(-1)
+    kl_z = divergence(inferred["qz"], lambda: Normal(0.0, 1.0, validate_args=False))
     kl_l = torch.zeros_like(kl_z)
     if inferred["ql"] is not None:
         kl_l = kl_divergence(inferred["ql"], generated["pl"]).sum(-1)

@@ -19,7 +19,13 @@ from scvi_dist.kernels.count_loss import Expected, count_loss
 from scvi_dist.kernels.problem import Head
 from scvi_dist.kernels.scales import scales_of
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
-from scvi_dist.module.fused import RECONSTRUCTION_LOSS, Generated, has_kernels, takes
+from scvi_dist.module.fused import (
+    RECONSTRUCTION_LOSS,
+    Generated,
+    divergence,
+    has_kernels,
+    takes,
+)
 from scvi_dist.module.library import library_prior, observed_library
 from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
@@ -163,14 +169,14 @@ class VAE(VAENetworks):
         decoded = self.decode(z, log_size, batch_index, cont_covs, cat_covs, y)
         return {
             "px": LIKELIHOODS[self.gene_likelihood](decoded),
-            **self._priors(z, batch_index),
+            "pl": self._library_prior(batch_index),
+            "pz": _prior(z),
         }
 
-    def _priors(self, z: Tensor, batch_index: Tensor) -> dict[str, Any]:
-        pl = None
-        if not self.use_observed_lib_size:
-            pl = library_prior(self.library_log_means, self.library_log_vars, batch_index)
-        return {"pl": pl, "pz": Normal(torch.zeros_like(z), torch.ones_like(z))}
+    def _library_prior(self, batch_index: Tensor) -> Normal | None:
+        if self.use_observed_lib_size:
+            return None
+        return library_prior(self.library_log_means, self.library_log_vars, batch_index)
 
     def forward(
         self,
@@ -208,9 +214,10 @@ class VAE(VAENetworks):
         expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
         outputs = {
             RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
-            **self._priors(z, batch_index),
+            "pl": self._library_prior(batch_index),
         }
-        return Generated(outputs, px=lambda: self.generative(**given)["px"])
+        laws = {"px": lambda: self.generative(**given)["px"], "pz": lambda: _prior(z)}
+        return Generated(outputs, **laws)
 
     def _reconstruction_loss(self, tensors: Tensors, generated: dict[str, Any]) -> Tensor:
         """Minus the log-likelihood of each cell, ``[n]`` or ``[s, n]``."""
@@ -231,12 +238,15 @@ class VAE(VAENetworks):
         """
         inferred, generated, n_real = inference_outputs, generative_outputs, n_real_cells(tensors)
         rec = self._reconstruction_loss(tensors, generated)
-        kl_z = kl_divergence(inferred["qz"], generated["pz"]).sum(dim=-1)
+        kl_z = divergence(inferred["qz"], lambda: generated["pz"])
         kl_l = torch.zeros_like(kl_z)
         if not self.use_observed_lib_size:
             kl_l = kl_divergence(inferred["ql"], generated["pl"]).sum(dim=-1)
-        rec, kl_z, kl_l = (term[..., :n_real] for term in (rec, kl_z, kl_l))
-        total = rec + kl_weight * kl_z + kl_l
+        if n_real < rec.shape[-1]:
+            rec, kl_z, kl_l = (term[..., :n_real] for term in (rec, kl_z, kl_l))
+        total = rec + kl_weight * kl_z
+        if not self.use_observed_lib_size:
+            total = total + kl_l
         extra = {}
         if self.args.extra_payload_autotune:
             extra = {
@@ -392,3 +402,8 @@ class VAE(VAENetworks):
     def _log_prior(self, draw_snk: Tensor, pz: Normal) -> Tensor:
         """Log density ``[s, n]`` of draws of the latent variable before its transformation."""
         return pz.log_prob(draw_snk).sum(-1)
+
+
+def _prior(z: Tensor) -> Normal:
+    """The standard normal law, of the shape of ``z``."""
+    return Normal(torch.zeros_like(z), torch.ones_like(z))

@@ -33,10 +33,11 @@ class VAENetworks(BaseModule):
         self._build()
         self._freeze_unused()
         self._asked_kernel: str | None = None
-        # Each gene's weights side by side: cells then need only those of the genes they have.
-        for encoder in (self.z_encoder, self.l_encoder):
-            first = encoder.encoder.fc_layers[0][0]
-            first.weight.data = column_major(first.weight.data)
+        # Of the encoders, each gene's weights side by side: cells need those of their genes. Of
+        # the decoder, each hidden unit's: cells need those of the units that are not zero.
+        firsts = [e.encoder.fc_layers[0][0] for e in (self.z_encoder, self.l_encoder)]
+        for linear in (*firsts, *self.decoder.gene_heads):
+            linear.weight.data = column_major(linear.weight.data)
 
     def _build(self) -> None:
         """The parts, in scvi-tools' order: a seed then gives the same weights."""
@@ -341,7 +342,11 @@ class VAENetworks(BaseModule):
         return CountProblem(
             law=Law(args.gene_likelihood, decoder.scale_activation),
             counts=counts,
-            hidden_nh=decoder.px_decoder(seen, *self._codes(batch_index, cat_covs)),
+            hidden_nh=decoder.px_decoder(
+                seen,
+                *self._codes(batch_index, cat_covs),
+                kernel=kernel_for(self.device, self.kernel),
+            ),
             log_size_n=log_size.reshape(-1),
             scale=Head.of(decoder.px_scale_decoder[0]),
             dropout=None if dropout is None else Head.of(dropout),

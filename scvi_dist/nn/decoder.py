@@ -103,6 +103,11 @@ class DecoderSCVI(nn.Module):
         px_dropout = full_precision(self.px_dropout_decoder(hidden)) if zero_inflated else None
         return px_scale, px_r, px_rate, px_dropout
 
+    @property
+    def gene_heads(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """The layers from hidden units to the genes: scales, dispersions, extra zeros."""
+        return self.px_scale_decoder[0], self.px_r_decoder, self.px_dropout_decoder
+
     def scale(self, z: Tensor, *cat_list: Tensor | None) -> Tensor:
         """The scale that :meth:`forward` gives, without the other heads."""
         to_logits, activation = self.px_scale_decoder

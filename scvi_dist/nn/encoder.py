@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels.choice import Posterior
 from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NO_SAMPLES, NoiseStream
@@ -23,6 +24,39 @@ def _softmax(x: Tensor) -> Tensor:
 
 # Functions at the top of a module, so that an encoder can be pickled.
 Z_TRANSFORMATIONS: dict[str, Callable[[Tensor], Tensor]] = {"normal": _identity, "ln": _softmax}
+
+
+class PosteriorNormal(Normal):
+    """A normal law that knows how far it is from the standard one.
+
+    Attributes
+    ----------
+    divergence_n
+        Sum of the Kullback-Leibler divergences of each cell.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, divergence_n: Tensor) -> None:
+        super().__init__(loc, scale, validate_args=False)
+        self.divergence_n = divergence_n
+
+
+def drawn(
+    posterior: Posterior,
+    hidden: Tensor,
+    heads: tuple[nn.Linear, nn.Linear],
+    noise: NoiseStream,
+    eps: float,
+) -> tuple[PosteriorNormal, Tensor]:
+    """The law of a latent variable given hidden units ``[n, h]``, and a draw.
+
+    Parameters
+    ----------
+    heads
+        Of the mean and of the logarithm of the variance less ``eps``.
+    """
+    like = hidden.new_empty(len(hidden), heads[0].out_features)
+    loc, scale, draw, divergence = posterior(hidden, *heads, noise.normal_like(like), eps)
+    return PosteriorNormal(loc, scale, divergence), draw
 
 
 class Encoder(nn.Module):
@@ -125,6 +159,14 @@ class Encoder(nn.Module):
         cat_list
             Codes ``[n, 1]`` of each categorical covariate.
         """
-        law = self.posterior(x, *cat_list)
-        latent = self.draw(law)
+        law: Normal
+        whole = x.products.posterior if isinstance(x, SparseColumns) else None
+        if whole is not None and self.var_activation is torch.exp:
+            hidden = self.encoder(x, *cat_list)
+            heads = self.mean_encoder, self.var_encoder
+            law, draw = drawn(whole, hidden, heads, self.noise, self.var_eps)
+            latent = self.z_transformation(draw)
+        else:
+            law = self.posterior(x, *cat_list)
+            latent = self.draw(law)
         return (law, latent) if self.return_dist else (law.mean, law.variance, latent)

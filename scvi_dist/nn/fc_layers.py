@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels.choice import HiddenLayer, Kernel
 from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.dropout import Dropout
 from scvi_dist.nn.noise import NoiseStream
@@ -106,6 +107,7 @@ class FCLayers(nn.Module):
         x: Tensor | SparseColumns,
         *cat_list: Tensor | None,
         cont: Tensor | None = None,
+        kernel: Kernel | None = None,
     ) -> Tensor:
         """Units ``[n, n_out]`` or, for several samples of the cells, ``[s, n, n_out]``.
 
@@ -119,12 +121,23 @@ class FCLayers(nn.Module):
             More than ``n_cat_list`` has are ignored.
         cont
             Continuous covariates ``[n, n_cont]``.
+        kernel
+            What computes whole layers where it can. Sparse columns bring their own.
         """
         covariates = self._covariates(x, cat_list, cont)
         units: Any = x
         if covariates is not None and x.dim() == 3:
             covariates = covariates.expand(units.shape[0], -1, -1)
+        whole: HiddenLayer | None = None
+        if isinstance(x, SparseColumns):
+            whole = x.products.hidden_layer
+        elif kernel is not None:
+            whole = kernel.hidden_layer
         for i, parts in enumerate(self.fc_layers):
+            if whole is not None and _is_whole(parts, units):
+                injects = covariates is not None and self.inject_into_layer(i)
+                units = _whole(whole, parts, _beside(units, covariates if injects else None))
+                continue
             for part in parts:
                 if isinstance(units, SparseColumns):
                     units = _sparse_linear(part, units, covariates)
@@ -178,6 +191,52 @@ def _sparse_linear(layer: nn.Linear, x: SparseColumns, covariates: Tensor | None
     x = x if covariates is None else x.with_columns(covariates)
     first_trained = layer.in_features - getattr(layer, "n_trained", layer.in_features)
     return x.linear(layer.weight, layer.bias, first_trained)
+
+
+def _beside(x: Tensor | SparseColumns, columns: Tensor | None) -> Tensor | SparseColumns:
+    if columns is None:
+        return x
+    return torch.cat([x, columns], -1) if isinstance(x, Tensor) else x.with_columns(columns)
+
+
+_WHOLE = ((nn.ReLU,), (nn.ReLU, Dropout))
+"""What may come after a linear layer and a batch norm in a layer that kernels compute."""
+
+
+def _is_whole(parts: nn.Sequential, x: Tensor | SparseColumns) -> bool:
+    """Whether kernels compute this layer: trained, of two or more cells, of one process."""
+    linear, norm, *rest = parts if len(parts) > 1 else (None, None)
+    if not isinstance(norm, nn.BatchNorm1d) or tuple(map(type, rest)) not in _WHOLE:
+        return False
+    if isinstance(norm, SyncedBatchNorm1d) and norm.has_peers:
+        return False
+    if type(linear) is not nn.Linear and not isinstance(x, SparseColumns):
+        return False
+    dropout = rest[-1]
+    is_bound = not isinstance(dropout, Dropout) or dropout.noise.is_bound
+    return (
+        is_bound
+        and x.dim() == 2
+        and x.shape[0] > 1
+        and norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and all(part.training for part in rest)
+        and x.dtype == norm.weight.dtype
+    )
+
+
+def _whole(layer: HiddenLayer, parts: nn.Sequential, x: Tensor | SparseColumns) -> Tensor:
+    linear, norm, *_, last = parts
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    keep, factor = None, 1.0
+    if isinstance(last, Dropout) and last.p > 0:
+        shape = (x.shape[0], linear.out_features)
+        keep = last.noise.bernoulli_keep(shape, last.p, dtype=x.dtype)
+        factor = 0.0 if last.p == 1 else 1 / (1 - last.p)
+    return layer(x, linear, norm, keep, factor)
 
 
 def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:

@@ -56,6 +56,11 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
         y_nh = self._normalised(x.transpose(0, 1).flatten(0, 1), n_samples)
         return y_nh.unflatten(0, (n_cells, n_samples)).transpose(0, 1)
 
+    @property
+    def has_peers(self) -> bool:
+        """Whether there are other ranks, whose cells count as well."""
+        return _has_peers()
+
     def _normalised(self, x_nh: Tensor, rows_per_cell: int) -> Tensor:
         uses_batch = self.training or self.running_mean is None
         if not uses_batch or not _has_peers():

@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels.choice import Kernel
 from scvi_dist.nn.decoder import SCALE_ACTIVATIONS
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NoiseStream
@@ -176,28 +177,36 @@ class DecoderTOTALVI(nn.Module):
         py_["scale"] = F.normalize(foreground, p=1, dim=-1)
         return px_, py_, seen.log_rate_back
 
-    def units(self, z: Tensor, *cat_list: Tensor | None, use_mean: bool = False) -> DecodedUnits:
+    def units(
+        self,
+        z: Tensor,
+        *cat_list: Tensor | None,
+        use_mean: bool = False,
+        kernel: Kernel | None = None,
+    ) -> DecodedUnits:
         """All but the genes' two heads: these make most of the work, and see these units.
 
         Parameters
         ----------
         z, cat_list, use_mean
             As for :meth:`forward`.
+        kernel
+            As for :class:`~scvi_dist.nn.FCLayers`.
         """
         codes = self._indicators(z, cat_list)
-        genes = _seen(self.px_decoder, z, codes)
-        py_ = self._background(z, codes)
+        genes = _seen(self.px_decoder, z, codes, kernel)
+        py_ = self._background(z, codes, kernel)
         log_rate_back = py_["back_alpha"]
         if not use_mean:
             law = Normal(py_["back_alpha"], py_["back_beta"], validate_args=False)
             log_rate_back = self.noise.rsample(law)
         py_["rate_back"] = torch.exp(log_rate_back)
 
-        seen = _seen(self.py_fore_decoder, z, codes)
+        seen = _seen(self.py_fore_decoder, z, codes, kernel)
         py_["fore_scale"] = 1 + full_precision(self.py_fore_scale_decoder(seen, *codes))
         py_["rate_fore"] = py_["rate_back"] * py_["fore_scale"]
 
-        dropout = _seen(self.sigmoid_decoder, z, codes)
+        dropout = _seen(self.sigmoid_decoder, z, codes, kernel)
         py_["mixing"] = full_precision(self.py_background_decoder(dropout, *codes))
         return DecodedUnits(
             genes=self.px_scale_decoder.with_covariates(genes, *codes),
@@ -220,8 +229,8 @@ class DecoderTOTALVI(nn.Module):
         """The layers from units to the logits of the genes' scale and of their extra zeros."""
         return _head_of(self.px_scale_decoder), _head_of(self.px_dropout_decoder_gene)
 
-    def _background(self, z: Tensor, codes: list[Any]) -> dict[str, Tensor]:
-        seen = _seen(self.py_back_decoder, z, codes)
+    def _background(self, z: Tensor, codes: list[Any], kernel: Kernel | None) -> dict[str, Tensor]:
+        seen = _seen(self.py_back_decoder, z, codes, kernel)
         spread = full_precision(self.py_back_mean_log_beta(seen, *codes))
         return {
             "back_alpha": full_precision(self.py_back_mean_log_alpha(seen, *codes)),
@@ -237,9 +246,9 @@ class DecoderTOTALVI(nn.Module):
         ]
 
 
-def _seen(stack: FCLayers, z: Tensor, codes: list[Any]) -> Tensor:
+def _seen(stack: FCLayers, z: Tensor, codes: list[Any], kernel: Kernel | None) -> Tensor:
     """What the heads of a stack see: its units, and ``z`` itself."""
-    hidden = stack(z, *codes)
+    hidden = stack(z, *codes, kernel=kernel)
     return torch.cat([hidden, z.to(hidden.dtype)], dim=-1)
 
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from scvi_dist.errors import ConfigError, did_you_mean
 from scvi_dist.kernels.sparse_linear import SparseColumns
-from scvi_dist.nn.encoder import Z_TRANSFORMATIONS
+from scvi_dist.nn.encoder import Z_TRANSFORMATIONS, drawn
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NO_SAMPLES, NoiseStream
 from scvi_dist.nn.precision import full_precision
@@ -97,6 +97,18 @@ class EncoderTOTALVI(nn.Module):
     def posterior(self, data: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, k]`` of ``z`` before its transformation."""
         return _law(self.encoder(data, *cat_list), self.z_mean_encoder, self.z_var_encoder)
+
+    def drawn(
+        self, data: Tensor | SparseColumns, *cat_list: Tensor | None
+    ) -> tuple[Normal, Tensor]:
+        """The law of :meth:`posterior` and a draw from it, before its transformation."""
+        whole = data.products.posterior if isinstance(data, SparseColumns) else None
+        if whole is None:
+            law = self.posterior(data, *cat_list)
+            return law, self.noise.rsample(law)
+        hidden = self.encoder(data, *cat_list)
+        heads = self.z_mean_encoder, self.z_var_encoder
+        return drawn(whole, hidden, heads, self.noise, VAR_EPS)
 
     def library_posterior(self, data: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, 1]`` of the log library size of the genes."""

@@ -1,9 +1,17 @@
 """Adam for parameters of any layout."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from scvi_dist.kernels import threads
+
+_NOT_HERE = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+"""Options of torch's that the compiled step has not."""
 
 
 def _is_column_major(x: Tensor) -> bool:
@@ -11,11 +19,56 @@ def _is_column_major(x: Tensor) -> bool:
 
 
 class Adam(torch.optim.Adam):
-    """``torch.optim.Adam``, whose fused kernel copies what is not contiguous, back and forth.
+    """``torch.optim.Adam``, whose step is one pass over all parameters on a CPU.
 
-    A step is the same for every element: matrices with contiguous columns are seen as their
-    transposes here. State and state dict are torch's.
+    State and state dict are torch's. A step is the same for every element: matrices with
+    contiguous columns are seen as their transposes, where torch's fused kernel would copy them
+    back and forth. Asked for with ``fused=True``; torch makes the steps of what is not float32, of
+    other options, and the first one.
     """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tables = [self._table(group) for group in self.param_groups]
+        known = [table for table in tables if table is not None]
+        if len(known) < len(tables):
+            super().step()
+            return loss
+        for group, table in zip(self.param_groups, known, strict=True):
+            _step(group, table)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # Files may have the means row by row, whatever the parameter's layout.
+        for parameter, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state and state[name].stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter.detach()).copy_(state[name])
+
+    def _table(self, group: dict[str, Any]) -> np.ndarray | None:
+        """The addresses that the compiled step takes; None where it is not for this group."""
+        if not group["fused"] or any(group[name] for name in _NOT_HERE):
+            return None
+        if isinstance(group["lr"], Tensor) or getattr(self, "grad_scale", None) is not None:
+            return None
+        rows: list[int] = []
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            state = self.state.get(parameter)
+            if not state:
+                return None
+            mean, square = state["exp_avg"], state["exp_avg_sq"]
+            if not _are_alike(parameter, gradient, mean, square):
+                return None
+            tensors = parameter, gradient, mean, square, state["step"]
+            rows += [*(tensor.data_ptr() for tensor in tensors), parameter.numel()]
+        return np.array(rows, dtype=np.int64).reshape(-1, 6)
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *others: Any
@@ -30,3 +83,24 @@ class Adam(torch.optim.Adam):
                 for values in lists:
                     values[i] = values[i].t()
         return has_complex
+
+
+def _are_alike(parameter: Tensor, *others: Tensor) -> bool:
+    """Whether these are float32 on the CPU, with the same elements side by side in memory."""
+    stride = parameter.stride()
+    for x in (parameter, *others):
+        if x.dtype != torch.float32 or not x.is_cpu or x.is_sparse or x.stride() != stride:
+            return False
+    return parameter.is_contiguous() or _is_column_major(parameter)
+
+
+def _step(group: dict[str, Any], table: np.ndarray) -> None:
+    # numba takes long to load, and not every process trains.
+    from scvi_dist.kernels.adam_rows import Rates, adam_rows, count_steps
+
+    n, (beta, beta_square) = threads.n_threads(), group["betas"]
+    numbers = group["lr"], beta, beta_square, group["eps"], group["weight_decay"]
+    rates = Rates(*map(float, numbers))
+    threads.run([partial(adam_rows, table, k, n, rates) for k in range(n)])
+    count_steps(table)
+    torch.autograd.graph.increment_version([p for p in group["params"] if p.grad is not None])

@@ -12,6 +12,7 @@ from scvi_dist.batch import SparseCounts
 from scvi_dist.kernels.choice import KERNELS
 from scvi_dist.kernels.count_loss import Expected, count_loss
 from scvi_dist.kernels.problem import CountProblem, Head, Law
+from scvi_dist.kernels.sparse_linear import column_major
 
 EPS = 1e-8
 DISPERSIONS = ("gene", "group", "cell")
@@ -40,6 +41,8 @@ class Case:
     """Range of the library sizes."""
     n_padding: int = 0
     dtype: torch.dtype = torch.float32
+    by_unit: bool = True
+    """Whether the weights of a hidden unit are side by side in memory, as a decoder has them."""
     trained: dict[str, Tensor] = field(default_factory=dict)
     """Parameters to take instead of random ones."""
 
@@ -112,7 +115,10 @@ def problem_of(case: Case, p: dict[str, Tensor]) -> CountProblem:
 
 
 def leaves(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {k: v.to(dtype).requires_grad_() for k, v in case.parameters().items()}
+    found = {k: v.to(dtype) for k, v in case.parameters().items()}
+    if case.by_unit:
+        found |= {k: column_major(v) for k, v in found.items() if k.endswith(".weight")}
+    return {k: v.requires_grad_() for k, v in found.items()}
 
 
 def objective(case: Case, loss_n: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def test_every_combination_is_exact(law: str, dispersion: str, scale: str, kerne
     dispersion=st.sampled_from(DISPERSIONS),
     n=st.integers(1, 70),
     g=st.integers(2, 1100),
-    h=st.integers(1, 20),
+    h=st.integers(1, 140),
+    by_unit=st.booleans(),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=15)
