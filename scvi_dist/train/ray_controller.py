@@ -177,6 +177,7 @@ def _labels_of(node: dict[str, Any]) -> str:
 
 
 def _amounts(resources: Any) -> str:
-    """``2 CPU, 1 GPU``; what Ray counts for itself is left out."""
-    shown = {k: v for k, v in resources.items() if "memory" not in k and ":" not in k}
-    return ", ".join(f"{v:g} {k}" for k, v in shown.items()) or "nothing"
+    """``2 CPU, 1 GPU, 4 disk``; what Ray counts for itself is left out."""
+    names = [name for name in resources if "memory" not in name and ":" not in name]
+    names.sort(key=lambda name: (name not in ("CPU", "GPU"), name))
+    return ", ".join(f"{resources[name]:g} {name}" for name in names) or "nothing"

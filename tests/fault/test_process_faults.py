@@ -267,7 +267,10 @@ def test_an_error_of_one_rank_ends_all_and_is_told_first(cells: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("workers", "told"),
     [
-        ({"num_workers": 5}, r"5 worker\(s\) with 1 CPU each; the cluster has .* with \d CPU"),
+        (
+            {"num_workers": 5},
+            r"5 worker\(s\) with 1 CPU each; the cluster has .* with 4 CPU, 2 reader",
+        ),
         (
             {"worker_labels": {"role": "nowhere"}},
             r"2 worker\(s\) with 1 CPU each on nodes labelled role=nowhere; the cluster has",
