@@ -150,7 +150,9 @@ def test_a_run_outlives_its_driver_and_a_stop_with_the_same_file(
     assert "went on from a checkpoint" in went_on.stderr
     assert rows(folder, "select status from runs") == [("FINISHED",)]
     steps = rows(folder, "select step from metrics where key = 'elbo_train' order by step")
-    assert len(steps) == len(set(steps)) == EPOCHS
+    assert set(steps) == {(epoch,) for epoch in range(EPOCHS)}
+    # The driver that was killed may have told of an epoch whose end no checkpoint had yet.
+    assert len(steps) <= EPOCHS + 1
     assert rows(folder, "select value from tags where key = 'scvi_dist.restarts'") == [("2",)]
 
 
