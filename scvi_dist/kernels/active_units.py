@@ -194,7 +194,7 @@ def _emit_rows(context: Any, builder: Any, signature: Any, arguments: Any) -> An
     return context.get_dummy_value()
 
 
-class Products:
+class ActiveProducts:
     """Products of one thread, in room that it keeps.
 
     Parameters

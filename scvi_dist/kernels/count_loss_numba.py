@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scvi_dist.kernels import threads
-from scvi_dist.kernels.active_units import Products
+from scvi_dist.kernels.active_units import ActiveProducts
 from scvi_dist.kernels.count_rows import (
     EPS,
     CellArrays,
@@ -54,7 +54,7 @@ class _Part:
     sums: GeneSums
     dispersions: Dispersions
     scratch: Scratch
-    products: Products
+    products: ActiveProducts
 
 
 class _Evaluation:
@@ -106,7 +106,7 @@ class _Evaluation:
                 counts=_SPACE.array(f"counts {thread}", (8, g), np.float64),
                 genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
             ),
-            Products(_SPACE, str(thread), self.hidden_nh.numpy()),
+            ActiveProducts(_SPACE, str(thread), self.hidden_nh.numpy()),
         )
 
     def _own_table(self, thread: int) -> Dispersions:

@@ -27,3 +27,8 @@ def library_prior(log_means_1b: Tensor, log_vars_1b: Tensor, batch_index: Tensor
     """
     mean = log_means_1b[0, batch_index]
     return Normal(mean, log_vars_1b[0, batch_index].sqrt())
+
+
+def latent_prior(z: Tensor) -> Normal:
+    """The standard normal law, of the shape of ``z``."""
+    return Normal(torch.zeros_like(z), torch.ones_like(z))

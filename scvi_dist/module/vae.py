@@ -19,14 +19,8 @@ from scvi_dist.kernels.count_loss import Expected, count_loss
 from scvi_dist.kernels.problem import Head
 from scvi_dist.kernels.scales import scales_of
 from scvi_dist.module.base import LossOutput, Tensors, n_real_cells, to_device
-from scvi_dist.module.fused import (
-    RECONSTRUCTION_LOSS,
-    Generated,
-    divergence,
-    has_kernels,
-    takes,
-)
-from scvi_dist.module.library import library_prior, observed_library
+from scvi_dist.module.fused import RECONSTRUCTION_LOSS, Generated, divergence, has_kernels, takes
+from scvi_dist.module.library import latent_prior, library_prior, observed_library
 from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.vae_args import VAEArgs
@@ -170,7 +164,7 @@ class VAE(VAENetworks):
         return {
             "px": LIKELIHOODS[self.gene_likelihood](decoded),
             "pl": self._library_prior(batch_index),
-            "pz": _prior(z),
+            "pz": latent_prior(z),
         }
 
     def _library_prior(self, batch_index: Tensor) -> Normal | None:
@@ -216,7 +210,7 @@ class VAE(VAENetworks):
             RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
             "pl": self._library_prior(batch_index),
         }
-        laws = {"px": lambda: self.generative(**given)["px"], "pz": lambda: _prior(z)}
+        laws = {"px": lambda: self.generative(**given)["px"], "pz": lambda: latent_prior(z)}
         return Generated(outputs, **laws)
 
     def _reconstruction_loss(self, tensors: Tensors, generated: dict[str, Any]) -> Tensor:
@@ -402,8 +396,3 @@ class VAE(VAENetworks):
     def _log_prior(self, draw_snk: Tensor, pz: Normal) -> Tensor:
         """Log density ``[s, n]`` of draws of the latent variable before its transformation."""
         return pz.log_prob(draw_snk).sum(-1)
-
-
-def _prior(z: Tensor) -> Normal:
-    """The standard normal law, of the shape of ``z``."""
-    return Normal(torch.zeros_like(z), torch.ones_like(z))

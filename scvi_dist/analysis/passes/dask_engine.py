@@ -29,7 +29,7 @@ from scvi_dist.module.base import BaseModule
 
 LOOK_S = 5.0
 """How often the driver looks whether scheduler and workers are still there."""
-_TASKS_A_THREAD = 16
+_TASKS_A_THREAD = 4
 """Tasks that a thread should have: the last ones are waited for by all others."""
 _TRIES = 3
 """Times that a root is computed again after its results were lost."""

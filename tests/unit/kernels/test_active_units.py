@@ -1,11 +1,11 @@
-"""Products that leave out zeros are the products."""
+"""ActiveProducts that leave out zeros are the products."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvi_dist.kernels.active_units import Products
+from scvi_dist.kernels.active_units import ActiveProducts
 from scvi_dist.kernels.workspace import Workspace
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
@@ -27,7 +27,7 @@ def test_logits_and_gradients_are_products(n: int, h: int, g: int, seed: int, re
     rng = np.random.default_rng(seed)
     hidden_nh, weight_hg = units(rng, n, h, real), rng.normal(size=(h, g)).astype(real)
     bias_g, slope_ng = (rng.normal(size=size).astype(real) for size in (g, (n, g)))
-    products = Products(Workspace(), "0", hidden_nh)
+    products = ActiveProducts(Workspace(), "0", hidden_nh)
     first_row, first_unit, first_gene = n // 3, h // 4, g // 2
     rows, seen = (first_row, n), (first_unit, h)
     part = hidden_nh[first_row:, first_unit:].astype(np.float64)
@@ -48,7 +48,7 @@ def test_nan_is_no_zero(real: str) -> None:
     hidden_nh = np.zeros((2, 3), real)
     hidden_nh[1, 2] = np.nan
     out = np.empty((2, 5), real)
-    products = Products(Workspace(), "0", hidden_nh)
+    products = ActiveProducts(Workspace(), "0", hidden_nh)
     products.logits((0, 2), (0, 3), np.ones((3, 5), real), np.zeros(5, real), out)
     assert (out[0] == 0).all()
     assert np.isnan(out[1]).all()
