@@ -9,6 +9,9 @@ from typing import Any
 # and runs that must end alike are compared to the last digits. Read when torch is first imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Tests also use tiledbsoma itself, whose reads may crash; see scvi_dist/data/soma/context.py.
+os.environ["TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE"] = "0"
+
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling

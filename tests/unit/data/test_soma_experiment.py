@@ -16,6 +16,7 @@ import tiledbsoma.io
 from soma_experiments import make_census, scatter
 
 from scvi_dist.data import open_store
+from scvi_dist.data.soma.context import context_of
 from scvi_dist.data.soma.options import SomaOptions, soma_locator
 from scvi_dist.data.soma.soma_writer import write_soma
 from scvi_dist.errors import (
@@ -356,3 +357,10 @@ def test_a_process_ends_in_silence(path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_tiledb_does_not_merge_tiles_ahead_of_a_read() -> None:
+    """It frees memory of queries that have ended: now and then the process dies of it."""
+    for options in ({}, {"vfs.s3.region": "eu-west-1"}):
+        config = context_of(options).tiledb_config
+        assert config["sm.query.sparse_global_order.preprocess_tile_merge"] == "0"
