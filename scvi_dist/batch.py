@@ -40,7 +40,7 @@ class CsrRows:
     indptr: np.ndarray
     """int64 ``[n + 1]``; starts at 0."""
     indices: np.ndarray
-    """int32 or int64 ``[nnz]``: gene of each entry."""
+    """Any integer type, ``[nnz]``: gene of each entry. Stores that keep 16 bits give 16 bits."""
     data: np.ndarray
     """``[nnz]``: value of each entry, in the store's dtype."""
     n_genes: int
@@ -80,11 +80,14 @@ class CsrRows:
         )
 
     def to_scipy(self) -> Any:
-        """A ``scipy.sparse.csr_matrix [n, g]`` that shares memory with this one."""
+        """A ``scipy.sparse.csr_matrix [n, g]`` that shares values with this one."""
         from scipy.sparse import csr_matrix
 
         shape = (self.n_cells, self.n_genes)
-        return csr_matrix((self.data, self.indices, self.indptr), shape=shape, copy=False)
+        # scipy warns of types other than its own two.
+        short = self.indices.dtype.itemsize < 4
+        indices = self.indices.astype(np.int32) if short else self.indices
+        return csr_matrix((self.data, indices, self.indptr), shape=shape, copy=False)
 
     def to_dense(self, dtype: Any = np.float32) -> np.ndarray:
         """``[n, g]``, a new array."""

@@ -121,7 +121,7 @@ class StoreConformance(ABC):
         assert block.indptr.dtype == np.int64
         assert block.indptr[0] == 0
         assert block.indptr[-1] == len(block.indices) == len(block.data)
-        assert block.indices.dtype in (np.int32, np.int64)
+        assert block.indices.dtype.kind in "iu"
         assert block.data.dtype == dense_of(adata).dtype
         assert block.n_genes == store.n_vars
         cells = np.repeat(np.arange(block.n_cells), np.diff(block.indptr))

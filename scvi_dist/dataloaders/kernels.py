@@ -7,6 +7,8 @@ import numpy as np
 
 from scvi_dist.kernels.code_cache import cached_njit
 
+_PIECE_GENES = 1024
+
 
 @cached_njit(nogil=True)
 def gather_rows(
@@ -42,7 +44,16 @@ def gather_rows(
 def scatter_rows(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, out_ng: np.ndarray
 ) -> None:
-    """Write CSR rows into a dense array of zeros."""
+    """Fill a dense array with CSR rows; what it held before does not matter."""
+    n_genes = out_ng.shape[1]
     for row in range(len(indptr) - 1):
-        for entry in range(indptr[row], indptr[row + 1]):
-            out_ng[row, indices[entry]] = data[entry]
+        out_g = out_ng[row]
+        entry, stop = indptr[row], indptr[row + 1]
+        # Zeros are still in the nearest cache when counts are written over some of them. A gene
+        # that is out of order waits for its piece, or comes after it: every one finds its zero.
+        for first in range(0, n_genes, _PIECE_GENES):
+            last = min(first + _PIECE_GENES, n_genes)
+            out_g[first:last] = 0
+            while entry < stop and indices[entry] < last:
+                out_g[indices[entry]] = data[entry]
+                entry += 1

@@ -53,7 +53,9 @@ ENCODINGS = {
     "gzip one chunk": Encoding(
         {"chunks": (100_000,), "maxshape": (None,), "compression": "gzip"}, value_dtype="<i2"
     ),
-    "gzip checked": Encoding({"chunks": (16,), "compression": "gzip", "fletcher32": True}),
+    "gzip checked": Encoding(
+        {"chunks": (16,), "compression": "gzip", "fletcher32": True}, index_dtype="<i2"
+    ),
     "lzf": Encoding({"chunks": (16,), "compression": "lzf"}),
     "chunks": Encoding({"chunks": (32,)}, value_dtype="|u1"),
     "contiguous": Encoding({}, index_dtype="<u2", value_dtype="<f8"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from scvi_dist.data import Store, open_store
 from scvi_dist.data.joined.padded import PaddedStore
@@ -86,3 +87,21 @@ def test_it_is_opened_again_from_its_locator(base: Store) -> None:
 def test_names_that_are_not_one_gene_are_refused(base: Store) -> None:
     with pytest.raises(ConfigError, match="asked for twice"):
         PaddedStore(base, ["a", "b", "a"])
+
+
+def test_places_beyond_what_stored_indices_can_count_to(tmp_path: Path) -> None:
+    """Genes of a store may be stored as 8 bits; their places in the view need 17."""
+    adata = small_atlas()
+    path = write_atlas(adata, tmp_path / "a.zarr")
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    stored = root["X/indices"][:].astype(np.uint8)
+    del root["X/indices"]
+    root["X"].create_array("indices", data=stored)
+    (path / ".zmetadata").unlink(missing_ok=True)
+    root.update_attributes({})
+    strangers = [f"stranger-{i}" for i in range(70_000)]
+    with open_store(path) as base, PaddedStore(base, [*strangers, *adata.var_names]) as view:
+        assert base.read_rows([(0, 9)]).indices.dtype == np.uint8
+        rows = view.read_rows([(0, 9)])
+        assert rows.indices.min() >= 70_000
+        np.testing.assert_array_equal(rows.to_dense()[:, 70_000:], dense_of(adata)[:9])

@@ -43,7 +43,7 @@ ENCODINGS = {
         shows_reads=False,
     ),
     "v3 two codecs": Encoding(options={"compressors": [ZstdCodec(), Crc32cCodec()]}),
-    "v3 big endian": Encoding(index_dtype=">i4", value_dtype=">f4"),
+    "v3 big endian": Encoding(index_dtype=">i2", value_dtype=">f4"),
     "v3 small counts": Encoding(index_dtype="<u2", value_dtype="|u1"),
     "v2 zlib": Encoding(2, options={"compressors": Zlib()}),
     "v2 zstd": Encoding(2, chunk=7, options={"compressors": Zstd()}),

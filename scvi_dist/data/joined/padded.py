@@ -135,7 +135,9 @@ class PaddedStore(Store):
         spans_of(ranges, self.n_obs, self._where)
         place = np.flatnonzero(columns >= 0)
         block = self.base.read_rows(ranges, columns[place])
-        indices = place.astype(block.indices.dtype)[block.indices]
+        # Its new place may need more bits than a gene's place in the base.
+        place = place if len(columns) > np.iinfo(np.int32).max else place.astype(np.int32)
+        indices = place[block.indices]
         return CsrRows(block.indptr, indices, block.data, len(columns))
 
     def read_obsm(self, key: str, ranges: Sequence[Range]) -> np.ndarray:

@@ -20,7 +20,10 @@ from scvi_dist.data.spans import expand
 Decoder = Callable[[Any, np.ndarray], None]
 """``decode(stored bytes, out)`` fills ``out`` (uint8) or raises :class:`ChunkDamaged`."""
 
-_BATCH_BYTES, _LEAST_BATCH_BYTES = 16 << 20, 1 << 20
+_LOCAL_BATCH_BYTES, REMOTE_BATCH_BYTES = 2 << 20, 16 << 20
+"""What is fetched in one go, decoded: what still is in the processor's cache when it is decoded, or
+enough to keep a network busy."""
+_LEAST_BATCH_BYTES = 1 << 20
 _LOCAL_GAP_BYTES = 64 << 10
 REMOTE_GAP_BYTES = 1 << 20
 """Bytes between two pieces of a remote object that are read rather than asked for apart."""
@@ -46,12 +49,17 @@ class Piece(NamedTuple):
 class Objects(Protocol):
     """Files below one place."""
 
+    batch_bytes: int
+    """Bytes of decoded chunks that are best fetched in one go."""
+
     def fetch(self, pieces: Sequence[Piece]) -> list[memoryview | None]:
         """The bytes of each piece; ``None`` where there is no such object."""
 
 
 class LocalObjects:
     """Files of a folder (or one file, if all keys are empty)."""
+
+    batch_bytes = _LOCAL_BATCH_BYTES
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -135,6 +143,7 @@ def read_chunks(
     dtype: np.dtype,
     fetch: Callable[[list[int]], list[memoryview | None]],
     decode: Decoder,
+    batch_bytes: int,
 ) -> list[int]:
     """Fill ``out`` with the members of ascending spans; each chunk is decoded once.
 
@@ -144,6 +153,8 @@ def read_chunks(
         Of the stored array; ``out`` may have another type.
     fetch
         The stored bytes of chunks by number, ``None`` for a chunk that is not there.
+    batch_bytes
+        Decoded size of the chunks that are fetched in one go.
 
     Returns
     -------
@@ -152,31 +163,33 @@ def read_chunks(
     starts, stops = spans[:, 0], spans[:, 1]
     places = np.cumsum(stops - starts) - (stops - starts)
     wanted = np.unique(expand(np.stack([starts // chunk, (stops - 1) // chunk + 1], axis=1)))
-    firsts = np.searchsorted(stops, wanted * chunk, side="right").tolist()
+    firsts = np.searchsorted(stops, wanted * chunk, side="right")
     lasts = np.searchsorted(starts, (wanted + 1) * chunk, side="left").tolist()
-    numbers = wanted.tolist()
+    # A chunk that is wanted as a whole is decoded to where it belongs.
+    bases = wanted * chunk
+    all_of_it = (starts[firsts] <= bases) & (stops[firsts] >= bases + chunk) & (out.dtype == dtype)
+    whole_at = np.where(all_of_it, places[firsts] + bases - starts[firsts], -1).tolist()
+    firsts, numbers = firsts.tolist(), wanted.tolist()
     scratch = np.empty(chunk, dtype=dtype)
     absent: list[int] = []
     # Stored bytes wait beside the result: no more of them than it, or a small window of scattered
     # rows would hold most of a store.
-    waiting = min(_BATCH_BYTES, max(out.nbytes, _LEAST_BATCH_BYTES))
+    waiting = min(batch_bytes, max(out.nbytes, _LEAST_BATCH_BYTES))
     batch = max(1, waiting // max(1, chunk * dtype.itemsize))
     for i in range(len(numbers)):
         if i % batch == 0:
             stored = fetch(numbers[i : i + batch])
-        base, raw = numbers[i] * chunk, stored[i % batch]
-        pieces = _pieces_of(base, chunk, spans[firsts[i] : lasts[i]], places[firsts[i] : lasts[i]])
-        low, high, place = pieces[0]
-        whole = high - low == chunk and out.dtype == dtype
-        target = out[place : place + chunk] if whole else scratch
+        raw, place = stored[i % batch], whole_at[i]
+        target = scratch if place < 0 else out[place : place + chunk]
         if raw is None:
             absent.append(numbers[i])
             target[:] = 0
         else:
             decode(raw, target.view(np.uint8))
-        if not whole:
-            for low, high, place in pieces:
-                out[place : place + high - low] = scratch[low:high]
+        if place < 0:
+            here = slice(firsts[i], lasts[i])
+            for low, high, at in _pieces_of(numbers[i] * chunk, chunk, spans[here], places[here]):
+                out[at : at + high - low] = scratch[low:high]
     return absent
 
 

@@ -53,6 +53,7 @@ class H5ChunkLayout:
             dtype=self.dataset.dtype,
             fetch=lambda numbers: self._fetch(objects, numbers),
             decode=self.decode,
+            batch_bytes=objects.batch_bytes,
         )
 
     def _fetch(self, objects: Objects, numbers: list[int]) -> list[memoryview | None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.on_disk.entry_check import first_bad_entry
-from scvi_dist.data.on_disk.layout import ElementTree, MatrixElement, StoredArray
+from scvi_dist.data.on_disk.layout import ElementTree, MatrixElement, StoredArray, native
 from scvi_dist.data.on_disk.row_pointers import RowPointers
 from scvi_dist.data.spans import expand, groups_of, spans_of_rows
 from scvi_dist.errors import StoreCorrupt
@@ -98,6 +98,14 @@ class CsrMatrix:
         return self.n_stored / max(1, self.shape[0])
 
     @property
+    def _index_type(self) -> np.dtype:
+        """As stored where that is short: a window of many rows is written and read once more."""
+        stored = self._indices.dtype
+        if stored.kind in "iu" and stored.itemsize <= 2:
+            return native(stored)
+        return np.dtype(np.int64 if self.shape[1] > np.iinfo(np.int32).max else np.int32)
+
+    @property
     def chunk_rows(self) -> int:
         entries = max(self._data.chunk_rows, self._indices.chunk_rows)
         if entries == 1 or self.n_stored == 0:
@@ -128,8 +136,7 @@ class CsrMatrix:
     def _read(self, spans: np.ndarray) -> CsrRows:
         entries, indptr = self.pointers.read(spans)
         entries = entries[entries[:, 1] > entries[:, 0]]
-        wide = self.shape[1] > np.iinfo(np.int32).max
-        indices = self._indices.read(entries, np.int64 if wide else np.int32)
+        indices = self._indices.read(entries, self._index_type)
         block = CsrRows(indptr, indices, self._data.read(entries), self.shape[1])
         self._check(block, spans)
         return block

@@ -59,6 +59,7 @@ class ChunkLayout:
             dtype=self.dtype,
             fetch=lambda numbers: self._fetch(objects, numbers),
             decode=self.decode,
+            batch_bytes=objects.batch_bytes,
         )
 
     def _fetch(self, objects: Objects, numbers: list[int]) -> list[memoryview | None]:

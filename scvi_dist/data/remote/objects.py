@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from scvi_dist.data.filesystem import FileFacts, facts_of_info, reading_filesystem
-from scvi_dist.data.on_disk.chunks import REMOTE_GAP_BYTES, Piece, fetch_joined
+from scvi_dist.data.on_disk.chunks import (
+    REMOTE_BATCH_BYTES,
+    REMOTE_GAP_BYTES,
+    Piece,
+    fetch_joined,
+)
 from scvi_dist.data.remote.remote_config import split_options
 from scvi_dist.data.remote.retries import Attempts, ShortAnswer, persist
 
@@ -25,6 +30,8 @@ class RemoteObjects:
     Throttled, reset, timed out and shortened answers are asked for again with growing waits, as
     :class:`RemoteConfig` says. What is not there is known at once.
     """
+
+    batch_bytes = REMOTE_BATCH_BYTES
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.config, _ = split_options(storage_options)

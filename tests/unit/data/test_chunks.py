@@ -175,7 +175,13 @@ def test_each_chunk_is_decoded_once(edges: set[int], chunk: int, gone: set[int])
 
     out = np.full(total_length(spans), -1, dtype=np.int64)
     absent = read_chunks(
-        spans, out, chunk=chunk, dtype=np.dtype("<i4"), fetch=fetch, decode=DECODERS[""]()
+        spans,
+        out,
+        chunk=chunk,
+        dtype=np.dtype("<i4"),
+        fetch=fetch,
+        decode=DECODERS[""](),
+        batch_bytes=1 << 20,
     )
     rows = expand(spans)
     expected = np.where(np.isin(rows // chunk, list(gone)), 0, stored[rows])

@@ -90,3 +90,15 @@ def test_wide_matrices_have_wide_indices() -> None:
     block = matrix.read(span(0, 1), None)
     assert block.indices.dtype == np.int64
     assert block.indices.tolist() == [g - 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "int64"])
+def test_indices_of_any_width_make_a_matrix_of_scipys(dtype: str) -> None:
+    dense_ng = np.random.default_rng(0).poisson(0.3, (30, 200)).astype(np.float32)
+    block = csr_of_dense(dense_ng)
+    block = CsrRows(block.indptr, block.indices.astype(dtype), block.data, block.n_genes)
+    matrix = block.to_scipy()
+    assert matrix.indices.dtype in (np.int32, np.int64)
+    np.testing.assert_array_equal(matrix.toarray(), dense_ng)
+    np.testing.assert_array_equal((matrix @ matrix.T).toarray(), dense_ng @ dense_ng.T)

@@ -20,6 +20,8 @@ class Network:
     Before each answer an open file of h5py is left to the collector.
     """
 
+    batch_bytes = 1 << 20
+
     def __init__(self, path: Path) -> None:
         self.path, self.content = path, path.read_bytes()
 

@@ -100,8 +100,29 @@ def test_dense_tensors_are_the_sparse_ones(cells):
     assert dense_tensor(sparse_tensors(csr(np.zeros((0, 5)), "float32", "int32"))).shape == (0, 5)
 
 
+def test_dense_tensors_do_not_depend_on_the_order_of_genes_threads_or_what_memory_held():
+    rng = np.random.default_rng(0)
+    dense_ng = rng.poisson(0.3, (300, 5000)).astype(np.float32)
+    block = csr(dense_ng, "float32", "int32")
+    genes, values = block.indices.copy(), block.data.copy()
+    for start, stop in pairwise(block.indptr.tolist()):
+        order = rng.permutation(stop - start)
+        genes[start:stop], values[start:stop] = genes[start:stop][order], values[start:stop][order]
+    x = sparse_tensors(CsrRows(block.indptr, genes, values, block.n_genes))
+    usual = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            dense = dense_tensor(x)
+            np.testing.assert_array_equal(dense.numpy(), dense_ng)
+            dense.fill_(-1)  # The next one may get this memory.
+            del dense
+    finally:
+        torch.set_num_threads(usual)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int64", "float16", "bool", "int8"])
-@pytest.mark.parametrize("index", ["int64", "int32"])
+@pytest.mark.parametrize("index", ["int64", "uint32", "int32", "uint16", "int16", "uint8"])
 def test_entries_take_eight_bytes_at_most_and_keep_their_values(dtype, index):
     block = csr(np.eye(9), dtype, index)
     source = SimpleNamespace(
