@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from scvi_dist.batch import CsrRows
 from scvi_dist.data.memory import ArrayInMemory
 from scvi_dist.data.on_disk.matrix import (
     CsrMatrix,
