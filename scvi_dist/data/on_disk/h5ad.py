@@ -23,6 +23,7 @@ from scvi_dist.data.on_disk.anndata_store import open_anndata
 from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.data.on_disk.chunks import ChunkDamaged, LocalObjects, Objects
 from scvi_dist.data.on_disk.h5_chunks import H5ChunkLayout
+from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous
 from scvi_dist.data.on_disk.layout import as_text, native
 from scvi_dist.data.remote.cached_objects import objects_at
 from scvi_dist.data.remote.objects import RemoteFile, no_garbage_collection
@@ -53,8 +54,10 @@ class H5Tree:
         self.where = redact_url(url)
         self._url = url
         self.is_remote = is_remote(url)
+        self.path = "" if self.is_remote else normalise_url(url)
+        """Of a local file."""
         self.objects: Objects = (
-            objects_at(url, storage_options) if self.is_remote else LocalObjects(normalise_url(url))
+            objects_at(url, storage_options) if self.is_remote else LocalObjects(self.path)
         )
         self.gap_bytes = _REMOTE_GAP_BYTES if is_remote(url) else _LOCAL_GAP_BYTES
         self.lock = threading.RLock()
@@ -222,10 +225,11 @@ class H5Array:
         self._decodes = dataset.id.get_create_plist().get_nfilters() > 0
         past_hdf5 = (self._decodes or tree.is_remote) and not tree.misplaces_chunks
         self._layout = H5ChunkLayout.of(dataset, tree.lock) if past_hdf5 else None
+        self._place = None if tree.is_remote else H5Contiguous.of(dataset, tree.path)
 
     def forget(self) -> None:
         """Let go of the file."""
-        self._dataset = self._layout = None
+        self._dataset = self._layout = self._place = None
 
     @property
     def chunk_rows(self) -> int:
@@ -241,6 +245,8 @@ class H5Array:
     def _read(self, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
         if self._layout is not None and len(spans):
             return self._read_chunks(self._layout, spans, dtype)
+        if self._place is not None and len(spans):
+            return self._read_place(self._place, spans, dtype)
         if len(spans) == 1 and self.dtype.kind != "O":
             return self._slice(*spans[0].tolist()).astype(dtype, copy=False)
         out = new_array((total_length(spans), *self.shape[1:]), dtype)
@@ -260,6 +266,12 @@ class H5Array:
         bounds = f" (entries {spans[0, 0]} to {spans[-1, 1]})"
         with self._tree.damage_of(self._path, bounds):
             layout.read(self._tree.objects, spans, out)
+        return out
+
+    def _read_place(self, place: H5Contiguous, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        out = new_array((total_length(spans), *self.shape[1:]), dtype)
+        with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
+            place.read(spans, out)
         return out
 
     def _slice(self, start: int, stop: int) -> np.ndarray:
