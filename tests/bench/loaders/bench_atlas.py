@@ -112,6 +112,8 @@ def scvi_in_memory(path: Path, batch_size: int, dense: bool) -> Pass | None:
     except ImportError:
         return None
     adata = ad.read_h5ad(path)
+    # With pointers of another type than indices scipy copies all indices for every minibatch.
+    adata.X.indptr = adata.X.indptr.astype(adata.X.indices.dtype)
     scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
     manager = scvi.model.SCVI(adata, n_hidden=1).adata_manager
     loader = scvi.dataloaders.AnnDataLoader(

@@ -22,6 +22,11 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
+
+# As Ray and torchrun set it. gloo copies gradients in threads of its own; with more than one OpenMP
+# thread in each, those spin between two copies and take the cores from the steps.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
