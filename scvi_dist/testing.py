@@ -128,6 +128,11 @@ class StoreConformance(ABC):
         pairs = set(zip(cells.tolist(), block.indices.tolist(), strict=True))
         assert len(pairs) == len(block.indices)
 
+    def test_rows_in_memory_are_all_rows(self, store: Store, adata: "AnnData") -> None:
+        rows = store.rows_in_memory()
+        if rows is not None:
+            np.testing.assert_array_equal(rows.to_dense(), dense_of(adata))
+
     def test_rows_at_any_place_any_number_of_times(self, store: Store, adata: "AnnData") -> None:
         rows = np.random.default_rng(3).integers(0, store.n_obs, 100)
         np.testing.assert_array_equal(store.read_rows_at(rows).to_dense(), dense_of(adata)[rows])

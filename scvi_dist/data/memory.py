@@ -15,7 +15,7 @@ from scipy import sparse
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.on_disk.matrix import CsrMatrix, DenseMatrix
-from scvi_dist.data.spans import Range, expand, in_order, spans_of
+from scvi_dist.data.spans import Range, expand, in_order, span, spans_of
 from scvi_dist.data.store import StorageFacts, Store, StoreLocator
 from scvi_dist.errors import (
     FieldNotFound,
@@ -206,6 +206,17 @@ class MemoryStore(Store):
         spans, back = in_order(spans_of(ranges, self.n_obs, self._where))
         block = self._matrix.read(spans, genes)
         return block if back is None else block.take(back)
+
+    def rows_in_memory(self) -> CsrRows | None:
+        if not isinstance(self._matrix, CsrMatrix):
+            return None
+        _, indices, data = self._buffers
+        if data.dtype.kind not in "iuf" or data.dtype == np.float16:
+            return None
+        pointers = self._matrix.pointers.read(span(0, self.n_obs))[1]
+        rows = CsrRows(pointers, indices, data, self.n_vars)
+        self._matrix.check(rows, span(0, self.n_obs))
+        return rows
 
     @property
     def obsm_keys(self) -> dict[str, int]:

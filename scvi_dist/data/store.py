@@ -176,6 +176,13 @@ class Store(ABC):
         Raises :class:`StoreCorrupt` with the rows, ``IndexError`` for rows that do not exist.
         """
 
+    def rows_in_memory(self) -> CsrRows | None:
+        """All rows, where they are in memory as CSR already: not a copy, and not to be written to.
+
+        Raises :class:`StoreCorrupt` where they cannot be the rows of a matrix.
+        """
+        return None
+
     @abstractmethod
     def read_obsm(self, key: str, ranges: Sequence[Range]) -> np.ndarray:
         """float32 ``[n, k]``: rows of ``obsm[key]``, one range after the other."""

@@ -3,6 +3,7 @@
 Axis suffixes: ``n`` cells, ``g`` genes, ``p`` proteins.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,10 +33,14 @@ class ReadPart:
     """``None`` if nobody looked."""
     proteins: np.ndarray | None = None
     """float32 ``[n, p]``; ``None`` where the schema has no proteins."""
+    among: np.ndarray | None = None
+    """int64 ``[n]``: which of the counts are these rows; ``None`` if all are, in their order."""
 
     @property
     def nbytes(self) -> int:
-        return self.counts.nbytes + (0 if self.proteins is None else self.proteins.nbytes)
+        """What was read."""
+        read = self.counts if self.among is None else self.among
+        return read.nbytes + (0 if self.proteins is None else self.proteins.nbytes)
 
 
 def n_parts_of(task: ReadTask, n_threads: int) -> int:
@@ -54,9 +59,11 @@ def read_part(task: ReadTask, part: int, n_parts: int, source: OpenSource, check
     n = len(task.rows)
     rows = task.rows[part * n // n_parts : (part + 1) * n // n_parts]
     ranges = ranges_of(rows)
+    proteins = None if source.proteins is None else source.proteins.read(ranges)
+    if not check and source.rows_in_memory is not None:
+        return ReadPart(source.rows_in_memory, None, proteins, rows)
     block = source.store.read_rows(ranges, source.genes)
     report = check_counts(block, rows, source.where) if check else None
-    proteins = None if source.proteins is None else source.proteins.read(ranges)
     return ReadPart(_narrow(block), report, proteins)
 
 
@@ -69,19 +76,31 @@ class TaskRows:
         Counts of genes; at least one is not empty.
     proteins
         float32 ``[n, p]`` of each part; empty where there are no proteins.
+    among
+        int64 ``[n]``: which of the parts' rows are the task's; ``None`` if all are, in their order.
     """
 
-    def __init__(self, parts: Sequence[CsrRows], proteins: Sequence[np.ndarray] = ()) -> None:
+    def __init__(
+        self,
+        parts: Sequence[CsrRows],
+        proteins: Sequence[np.ndarray] = (),
+        among: np.ndarray | None = None,
+    ) -> None:
         self._parts = [part for part in parts if part.n_cells]
         self._proteins = [part for part in proteins if len(part)]
-        self._firsts = np.cumsum([0] + [part.n_cells for part in self._parts]).tolist()
-        self._lengths = np.concatenate([np.diff(part.indptr) for part in self._parts])
+        self._among = among
+        self._firsts = _firsts([part.n_cells for part in self._parts])
+        self._lengths = np.concatenate([_lengths(part, among) for part in self._parts])
         self.n_genes = self._parts[0].n_genes
 
     @staticmethod
     def of(parts: Sequence[ReadPart]) -> "TaskRows":
         """The rows that these parts hold."""
         proteins = [part.proteins for part in parts if part.proteins is not None]
+        among = [part.among for part in parts if part.among is not None]
+        if among:
+            # All look at the same rows, which are in memory.
+            return TaskRows([parts[0].counts], proteins, np.concatenate(among))
         return TaskRows([part.counts for part in parts], proteins)
 
     @property
@@ -93,7 +112,8 @@ class TaskRows:
         if not self._proteins:
             return None
         picked_np = np.empty((len(pick), self._proteins[0].shape[1]), dtype=np.float32)
-        for first, part_np in zip(self._firsts, self._proteins, strict=False):
+        firsts = _firsts([len(part_np) for part_np in self._proteins])
+        for first, part_np in zip(firsts, self._proteins, strict=False):
             place = pick - first
             here = (place >= 0) & (place < len(part_np))
             picked_np[here] = part_np[place[here]]
@@ -107,8 +127,9 @@ class TaskRows:
         np.cumsum(self._lengths[pick], out=indptr[1:])
         indices = new_array(int(indptr[-1]), np.int32)
         data = new_array(int(indptr[-1]), np.float32)
+        rows = pick if self._among is None else self._among[pick]
         for first, part in zip(self._firsts, self._parts, strict=False):
-            gather_rows(part.indptr, part.indices, part.data, first, pick, indptr, indices, data)
+            gather_rows(part.indptr, part.indices, part.data, first, rows, indptr, indices, data)
         return CsrRows(indptr, indices, data, self.n_genes)
 
 
@@ -250,6 +271,18 @@ def _without_empty(report: CountReport) -> CountReport:
         first_non_integer=report.first_non_integer,
         first_nan=report.first_nan,
     )
+
+
+def _firsts(lengths: Sequence[int]) -> list[int]:
+    """Where each of some stretches begins, one after the other, and where the last one ends."""
+    return [0, *itertools.accumulate(lengths)]
+
+
+def _lengths(rows: CsrRows, among: np.ndarray | None) -> np.ndarray:
+    """Entries of rows, or of those among them."""
+    if among is None:
+        return np.diff(rows.indptr)
+    return rows.indptr[among + 1] - rows.indptr[among]
 
 
 def _narrow(block: CsrRows) -> CsrRows:

@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 
+from scvi_dist.batch import CsrRows
 from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.minified import MinifiedReader
 from scvi_dist.data.schema import Schema
@@ -105,6 +107,11 @@ class OpenSource:
             if self._coded_obs is None:
                 self._coded_obs = CodedObs(self.schema, self.store)
             return self._coded_obs
+
+    @cached_property
+    def rows_in_memory(self) -> CsrRows | None:
+        """All rows as the module takes them, where nothing has to be read."""
+        return self.store.rows_in_memory() if self.genes is None else None
 
     @property
     def bytes_per_cell(self) -> float:

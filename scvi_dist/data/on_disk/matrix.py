@@ -138,10 +138,10 @@ class CsrMatrix:
         entries = entries[entries[:, 1] > entries[:, 0]]
         indices = self._indices.read(entries, self._index_type)
         block = CsrRows(indptr, indices, self._data.read(entries), self.shape[1])
-        self._check(block, spans)
+        self.check(block, spans)
         return block
 
-    def _check(self, block: CsrRows, spans: np.ndarray) -> None:
+    def check(self, block: CsrRows, spans: np.ndarray) -> None:
         """Raise :class:`StoreCorrupt` for a gene that does not exist or that a row has twice."""
         bad = first_bad_entry(block.indptr, block.indices, self.shape[1])
         if bad < 0:

@@ -6,18 +6,22 @@ import weakref
 from itertools import pairwise
 from types import SimpleNamespace
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.open import open_store
+from scvi_dist.data.schema import SetupArgs, fit_schema
 from scvi_dist.dataloaders import source as source_module
 from scvi_dist.dataloaders.collate import (
     PART_ROWS,
     CountGuard,
+    ReadPart,
     TaskRows,
     dense_tensor,
     execute,
@@ -29,7 +33,7 @@ from scvi_dist.dataloaders.ordered_loader import tasks_in_order
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
 from scvi_dist.dataloaders.rows import AllRows
 from scvi_dist.dataloaders.source import CellSource, OpenSource, opened
-from scvi_dist.errors import BadCounts, SchemaMismatch
+from scvi_dist.errors import BadCounts, SchemaMismatch, StoreCorrupt
 
 
 def csr(dense_ng: np.ndarray, data_dtype: str, index_dtype: str) -> CsrRows:
@@ -127,6 +131,7 @@ def test_entries_take_eight_bytes_at_most_and_keep_their_values(dtype, index):
     block = csr(np.eye(9), dtype, index)
     source = SimpleNamespace(
         store=SimpleNamespace(read_rows=lambda ranges, genes: block),
+        rows_in_memory=None,
         genes=None,
         proteins=None,
         where="a store",
@@ -148,10 +153,39 @@ def test_parts_are_short_and_share_a_task_among_threads(n_rows, n_threads):
 def test_parts_are_the_task(cells):
     task = next(ReadPlan(AllRows(600), PlanConfig(batch_size=50)).tasks(0, 0, 1))
     for n_parts in (1, 2, 5, 600):
-        parts = [read_part(task, k, n_parts, cells.source, False) for k in range(n_parts)]
-        joined = CsrRows.concatenate([part.counts for part in parts])
-        np.testing.assert_array_equal(joined.to_dense(), cells.x_ng[task.rows])
-        assert all(part.report is None for part in parts)
+        for check in (False, True):
+            parts = [read_part(task, k, n_parts, cells.source, check) for k in range(n_parts)]
+            joined = TaskRows.of(parts).gather(np.arange(len(task.rows)))
+            np.testing.assert_array_equal(joined.to_dense(), cells.x_ng[task.rows])
+            assert all((part.report is not None) == check for part in parts)
+
+
+@given(st.lists(st.integers(0, 39), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
+def test_rows_in_memory_are_gathered_from_where_they_are(among, seed):
+    rng = np.random.default_rng(seed)
+    dense_ng = rng.poisson(0.7, (40, 6))
+    whole, among = csr(dense_ng, "float64", "int64"), np.array(among)
+    proteins_np = rng.random((len(among), 3), dtype=np.float32)
+    cuts = sorted(rng.integers(0, len(among) + 1, 2).tolist())
+    parts = [
+        ReadPart(whole, None, proteins_np[a:b], among[a:b])
+        for a, b in pairwise([0, *cuts, len(among)])
+    ]
+    rows = TaskRows.of(parts)
+    pick = rng.permutation(len(among))
+    assert rows.n_cells == len(among)
+    np.testing.assert_array_equal(rows.gather(pick).to_dense(), dense_ng[among[pick]])
+    np.testing.assert_array_equal(rows.gather_proteins(pick), proteins_np[pick])
+
+
+def test_a_matrix_in_memory_that_is_none_is_refused_without_a_look_at_its_values():
+    matrix = sparse.random(50, 9, 0.5, "csr", np.float32, np.random.default_rng(0))
+    matrix.indices[100] = 9
+    store = open_store(ad.AnnData(matrix))
+    source = OpenSource(store, fit_schema(store, SetupArgs()), check_counts=False)
+    task = next(tasks_in_order(np.arange(50), 10, 50))
+    with pytest.raises(StoreCorrupt, match="has a value for gene 9"):
+        read_part(task, 0, 1, source, check=False)
 
 
 class TestCounts:
