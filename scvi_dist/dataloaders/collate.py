@@ -119,14 +119,21 @@ class TaskRows:
             picked_np[here] = part_np[place[here]]
         return picked_np
 
-    def gather(self, pick: np.ndarray) -> CsrRows:
-        """The picked rows in the order given: float32 values, int32 indices, arrays of its own."""
+    def gather(self, pick: np.ndarray, as_stored: bool = False) -> CsrRows:
+        """The picked rows in the order given: float32 values, int32 indices, arrays of its own.
+
+        With ``as_stored`` values and indices are of the types that they were read with.
+        """
         from scvi_dist.dataloaders.kernels import gather_rows
 
         indptr = np.zeros(len(pick) + 1, dtype=np.int64)
         np.cumsum(self._lengths[pick], out=indptr[1:])
-        indices = new_array(int(indptr[-1]), np.int32)
-        data = new_array(int(indptr[-1]), np.float32)
+        index_type, value_type = np.dtype(np.int32), np.dtype(np.float32)
+        if as_stored:
+            index_type = np.result_type(*(part.indices for part in self._parts))
+            value_type = np.result_type(*(part.data for part in self._parts))
+        indices = new_array(int(indptr[-1]), index_type)
+        data = new_array(int(indptr[-1]), value_type)
         rows = pick if self._among is None else self._among[pick]
         for first, part in zip(self._firsts, self._parts, strict=False):
             gather_rows(part.indptr, part.indices, part.data, first, rows, indptr, indices, data)

@@ -23,6 +23,7 @@ from ray.data.datasource import ReadTask as RayReadTask
 
 from scvi_dist.batch import CellBatch, CsrRows
 from scvi_dist.data.counts import CountReport
+from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.dataloaders.budget import TASK_SLACK
 from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
 from scvi_dist.dataloaders.epoch_plan import EpochPlan
@@ -122,7 +123,9 @@ def window_table(task: ReadTask, source: OpenSource, check: bool) -> pa.Table:
     parts = [read_part(task, part, n_parts, source, check) for part in range(n_parts)]
     report = sum((part.report for part in parts if part.report is not None), CountReport())
     rows, picks = TaskRows.of(parts), np.concatenate([cut.pick for cut in task.cuts])
-    counts, proteins_np = rows.gather(picks), rows.gather_proteins(picks)
+    # Short types are less to send. Several stores may have several, but tables need the same ones.
+    counts = rows.gather(picks, as_stored=not source.store.locator.parts)
+    proteins_np = rows.gather_proteins(picks)
     cells = np.cumsum([0] + [len(cut.pick) for cut in task.cuts])
     entries = counts.indptr[cells]
     reports = [pickle.dumps(report) if check else None] + [None] * (len(task.cuts) - 1)
@@ -155,14 +158,19 @@ class MinibatchRow:
     proteins: np.ndarray | None = None
 
     def counts(self, n_genes: int) -> CsrRows:
-        """The row's cells in arrays of their own.
+        """The row's cells in arrays of their own, of the types that modules take.
 
         Copied, because torch would write into shared memory unawares, and because a minibatch
         that is kept must not keep a whole block in the object store.
         """
         indptr = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(self.lengths, out=indptr[1:])
-        return CsrRows(indptr, self.indices.copy(), self.data.copy(), n_genes)
+        indices, data = (
+            new_array(len(self.indices), np.int32),
+            new_array(len(self.data), np.float32),
+        )
+        indices[:], data[:] = self.indices, self.data
+        return CsrRows(indptr, indices, data, n_genes)
 
     def protein_counts(self) -> np.ndarray | None:
         """float32 ``[n, p]`` of the row's cells in an array of its own."""

@@ -14,6 +14,7 @@ from scipy import sparse
 from scvi_dist.batch import CellBatch
 from scvi_dist.data.open import open_store
 from scvi_dist.data.schema import SetupArgs, fit_schema
+from scvi_dist.data.writing.convert import CopyConfig, convert_store
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
 from scvi_dist.dataloaders.local_loader import LocalLoader
 from scvi_dist.dataloaders.read_plan import PlanConfig, ReadPlan
@@ -63,9 +64,16 @@ def sources(tmp_path_factory) -> dict[str, CellSource]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata.write_zarr(folder / "cells.zarr")
+    short = CopyConfig(layout="training", chunk_rows=16)
+    with open_store(adata) as store, open_store(adata[400:].copy()) as rest:
+        convert_store(store, folder / "short.zarr", config=short)
+        convert_store(rest, folder / "rest.zarr", config=short)
+    adata[:400].write_h5ad(folder / "first.h5ad")
     return {
         "h5ad": source_of(folder / "cells.h5ad"),
         "zarr": source_of(folder / "cells.zarr", protein_key="adt"),
+        "short types": source_of(folder / "short.zarr"),
+        "several types": source_of([folder / "first.h5ad", folder / "rest.zarr"]),
     }
 
 
@@ -112,7 +120,7 @@ def pairs(plan, source, world) -> list[Pair]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("kind", ["h5ad", "zarr", "short types", "several types"])
 @pytest.mark.parametrize("world", [1, 2])
 def test_both_engines_are_one(sources, kind, world):
     for pair in pairs(plan_of(), sources[kind], world):
@@ -178,6 +186,18 @@ def test_an_abandoned_epoch_is_left_behind(sources):
     for thread in left:
         thread.join(60)
     assert not any(thread.is_alive() for thread in left)
+
+
+def test_types_are_sent_as_short_as_they_are_stored(sources):
+    from scvi_dist.dataloaders.ray_loader import window_table
+
+    for kind, n_bytes in {"short types": (2, 1), "h5ad": (4, 4), "several types": (4, 4)}.items():
+        loader = ray_loader(plan_of(), sources[kind], CONFIG)
+        table = window_table(loader.plan.task(0, 0, 1, 0), loader.source, check=True)
+        widths = [
+            table.schema.field(name).type.value_type.bit_width for name in ("indices", "data")
+        ]
+        assert tuple(width // 8 for width in widths) == n_bytes
 
 
 def test_tensors_belong_to_the_consumer(sources):
