@@ -141,6 +141,7 @@ def test_ctrl_c_ends_the_watching_only(dashboard: Dashboard) -> None:
         rest, errors = watching.communicate(timeout=LIMIT_S)
     finally:
         watching.kill()
+        watching.communicate()
     assert "".join(seen) == LOG
     assert watching.returncode == cli.INTERRUPTED, errors
     assert "the job goes on" in rest
