@@ -7,22 +7,23 @@ half the time.
 Axis suffixes: ``n`` rows, ``k`` columns that are summed over, ``g`` genes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_rows
 from scvi_dist.kernels.workspace import Workspace
 
 STRETCH = 64
 """Columns whose part of the tile is in the cache together."""
-_VECTORS, _VECTOR_BYTES = 6, 64
+_VECTORS = 6
 """Of sums in registers; with fewer the processor waits for each."""
-TILE_BYTES = _VECTORS * _VECTOR_BYTES
+TILE_BYTES = _VECTORS * VECTOR_BYTES
 """A row of a tile; 64 of them fit into 32 KiB with room for what streams past."""
+
+
+_add_rows = add_rows(_VECTORS)
 
 
 class Active(NamedTuple):
@@ -109,89 +110,12 @@ def multiply_active(
                 start, stop, at = starts[row, s], starts[row, s + 1], row * n_genes + a
                 if w < width:
                     spare[:w] = bias_g[a : a + w] if is_first else out_ng[row, a : a + w]
-                    _add_rows(spare, 0, spare, 0, tile, columns, values, start, stop)
+                    _add_rows(spare, 0, spare, 0, tile, 0, width, columns, values, start, stop)
                     out_ng[row, a : a + w] = spare[:w]
                 elif is_first:
-                    _add_rows(out_ng, at, bias_g, a, tile, columns, values, start, stop)
+                    _add_rows(out_ng, at, bias_g, a, tile, 0, width, columns, values, start, stop)
                 else:
-                    _add_rows(out_ng, at, out_ng, at, tile, columns, values, start, stop)
-
-
-@intrinsic
-def _add_rows(
-    typing_context: Any,
-    out: Any,
-    at: Any,
-    before: Any,
-    before_at: Any,
-    tile: Any,
-    columns: Any,
-    values: Any,
-    start: Any,
-    stop: Any,
-) -> Any:
-    """``out = before + Σ values[i] tile[columns[i]]`` over ``start <= i < stop``.
-
-    ``out`` and ``before`` are a row of the tile long and begin at these entries of contiguous
-    arrays; nothing is checked. The compiler keeps no sums of a whole row in registers by itself,
-    and a view for each row would cost as much as the sums.
-    """
-    at, before_at, start, stop = (types.intp,) * 4
-    signature = types.void(out, at, before, before_at, tile, columns, values, start, stop)
-    return signature, _emit_rows
-
-
-def _emit_rows(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    def data(k: int) -> Any:
-        return context.make_array(signature.args[k])(context, builder, arguments[k]).data
-
-    out, before = (builder.gep(data(k), [arguments[k + 1]]) for k in (0, 2))
-    tile, columns, values = map(data, (4, 5, 6))
-    start, stop = arguments[7:]
-    real = context.get_data_type(signature.args[4].dtype)
-    lanes = _VECTOR_BYTES // context.get_abi_sizeof(real)
-    vector = ir.VectorType(real, lanes)
-
-    def vectors(row: Any) -> list[Any]:
-        first = builder.bitcast(row, vector.as_pointer())
-        return [builder.gep(first, [ir.Constant(start.type, k)]) for k in range(_VECTORS)]
-
-    def load(pointer: Any) -> Any:
-        loaded = builder.load(pointer)
-        loaded.align = context.get_abi_sizeof(real)
-        return loaded
-
-    initial = [load(pointer) for pointer in vectors(before)]
-    entry = builder.block
-    head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "done"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    i = builder.phi(start.type)
-    i.add_incoming(start, entry)
-    sums = [builder.phi(vector) for _ in initial]
-    for total, value in zip(sums, initial, strict=True):
-        total.add_incoming(value, entry)
-    builder.cbranch(builder.icmp_signed("<", i, stop), body, end)
-    builder.position_at_end(body)
-    column = builder.sext(builder.load(builder.gep(columns, [i])), start.type)
-    width = ir.Constant(start.type, _VECTORS * lanes)
-    row = builder.gep(tile, [builder.mul(column, width)])
-    undefined, lane = ir.Constant(vector, ir.Undefined), ir.IntType(32)
-    factor = builder.insert_element(
-        undefined, builder.load(builder.gep(values, [i])), ir.Constant(lane, 0)
-    )
-    everywhere = ir.Constant(ir.VectorType(lane, lanes), [0] * lanes)
-    factor = builder.shuffle_vector(factor, undefined, everywhere)
-    for total, pointer in zip(sums, vectors(row), strict=True):
-        product = builder.fmul(factor, load(pointer), flags=("contract",))
-        total.add_incoming(builder.fadd(total, product, flags=("contract",)), body)
-    i.add_incoming(builder.add(i, ir.Constant(start.type, 1)), body)
-    builder.branch(head)
-    builder.position_at_end(end)
-    for total, pointer in zip(sums, vectors(out), strict=True):
-        stored = builder.store(total, pointer)
-        stored.align = context.get_abi_sizeof(real)
-    return context.get_dummy_value()
+                    _add_rows(out_ng, at, out_ng, at, tile, 0, width, columns, values, start, stop)
 
 
 class ActiveProducts:
@@ -212,7 +136,7 @@ class ActiveProducts:
         real = hidden_nh.dtype
         room = space.array(f"tile {name}", ((STRETCH + 1) * TILE_BYTES + TILE_BYTES,), np.uint8)
         # A vector that lies in two lines of the cache takes twice as long.
-        first = -room.ctypes.data % _VECTOR_BYTES
+        first = -room.ctypes.data % VECTOR_BYTES
         room = room[first : first + (STRETCH + 1) * TILE_BYTES]
         self._tile = room.view(real).reshape(STRETCH + 1, -1)
 

@@ -23,6 +23,7 @@ from scvi_dist.kernels.count_rows import (
     nb_rows,
     poisson_rows,
 )
+from scvi_dist.kernels.dense_rows import STRETCH
 from scvi_dist.kernels.problem import CountProblem, CountResult, Head
 from scvi_dist.kernels.workspace import Workspace
 
@@ -105,6 +106,7 @@ class _Evaluation:
                 logits=_SPACE.array(f"logits {thread}", (g,), real),
                 counts=_SPACE.array(f"counts {thread}", (8, g), np.float64),
                 genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
+                stretch=_SPACE.array(f"stretch {thread}", (3, STRETCH), real),
             ),
             ActiveProducts(_SPACE, str(thread), self.hidden_nh.numpy()),
         )

@@ -89,6 +89,8 @@ class Scratch(NamedTuple):
     """float64 ``[8, m]``: see the names below."""
     genes: np.ndarray
     """int64 ``[m]``."""
+    stretch: np.ndarray
+    """``[3, STRETCH]``: between the loops over a stretch of genes."""
 
 
 _SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _OUT = range(8)
@@ -259,7 +261,8 @@ def _nb_dense(
             continue
         ratio, sums = dispersion.ratio[a:b], theta_sum[a:b]
         if dropout.size:
-            part = zinb_zeros(s, theta, inverse, ratio, f, w, slope[a:b], sums, dropout[a:b])
+            rest = slope[a:b], sums, dropout[a:b], scratch.stretch
+            part = zinb_zeros(s, theta, inverse, ratio, f, w, *rest)
         else:
             part = nb_zeros(s, theta, inverse, ratio, f, w, slope[a:b], sums)
         loss += float(part[0])

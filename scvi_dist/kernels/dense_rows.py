@@ -103,6 +103,26 @@ def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, fa
 
 
 @part(SUMS)
+def _growths(scale: np.ndarray, inverse: np.ndarray, factor: Any, growth: np.ndarray) -> None:
+    """Fill ``growth`` with ``log(1 + μ / (θ + ε))``."""
+    for i in range(scale.size):
+        growth[i] = log1p(scale[i] * factor * inverse[i])
+
+
+@part(SUMS)
+def _exponentials(
+    theta: np.ndarray, growth: np.ndarray, logits: np.ndarray, e_p: np.ndarray, e_v: np.ndarray
+) -> None:
+    """Fill these with ``exp(-abs(p))`` and ``exp(-abs(v))`` of :func:`zinb_zeros`."""
+    zero = theta.dtype.type(0.0)
+    for i in range(theta.size):
+        p = -logits[i]
+        v = p - theta[i] * growth[i]
+        e_p[i] = exp(-p if p > zero else p)
+        e_v[i] = exp(-v if v > zero else v)
+
+
+@part(SUMS)
 def zinb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
@@ -113,23 +133,29 @@ def zinb_zeros(
     slope: np.ndarray,
     theta_sum: np.ndarray,
     logits: np.ndarray,
+    room: np.ndarray,
 ) -> tuple[Any, Any]:
     """As :func:`nb_zeros` with extra zeros, whose logits become the derivative by them.
 
     With ``p`` minus the logit and ``v`` this plus the log-probability of a counted zero, the loss
     is ``softplus(p) - softplus(v)``, of which the linear parts are taken out.
+
+    Three short loops: in a long one each vector waits for the results of the one before it, and
+    the processor cannot look far enough ahead to compute others meanwhile. ``room`` is ``[3, k]``
+    for what they hand on, ``k`` at least the genes.
     """
     one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
     loss, total = zero, zero
+    growths, e_ps, e_vs = room[0], room[1], room[2]
+    _growths(scale, inverse, factor, growths)
+    _exponentials(theta, growths, logits, e_ps, e_vs)
     for i in range(scale.size):
-        mu = scale[i] * factor
+        mu, growth = scale[i] * factor, growths[i]
         t = mu * inverse[i]
-        growth = log1p(t)
         log_zero = -theta[i] * growth
         p = -logits[i]
         v = log_zero + p
-        e_p = exp(-p if p > zero else p)
-        e_v = exp(-v if v > zero else v)
+        e_p, e_v = e_ps[i], e_vs[i]
         both = one / ((one + e_p) * (one + e_v))
         by_p = (one + e_v) * both
         sigmoid_p = (one if p > zero else e_p) * by_p

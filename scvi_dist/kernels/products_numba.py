@@ -8,27 +8,40 @@ from torch import Tensor
 
 from scvi_dist.batch import SparseCounts
 from scvi_dist.kernels import sparse_rows, threads
+from scvi_dist.kernels.workspace import Workspace
 
 
-def _csr(x: SparseCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return x.indptr.numpy(), x.indices.numpy(), x.data.numpy()
+_SPACE = Workspace()
 
 
 def multiply(x: SparseCounts, weight_gh: Tensor) -> Tensor:
     """``[n, h]``, of the dtype of the weights."""
-    n, h = x.shape[0], weight_gh.shape[1]
-    out_nh = torch.zeros(n, h, dtype=weight_gh.dtype)
-    csr, weight, out = _csr(x), weight_gh.numpy(), out_nh.numpy()
-    spans = threads.cuts(0, n, threads.n_threads())
-    threads.run([partial(sparse_rows.multiply_rows, *ab, *csr, weight, out) for ab in spans])
+    n, weight_gh = x.shape[0], weight_gh.contiguous()
+    out_nh = torch.empty(n, weight_gh.shape[1], dtype=weight_gh.dtype)
+    csr = x.indptr.numpy(), x.indices.numpy(), x.data.to(weight_gh.dtype).numpy()
+    _multiply(csr, weight_gh, out_nh)
     return out_nh
 
 
 def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
-    """Add the product of the transposed rows with the slopes to the gradient."""
-    csr, slope, gradient = _csr(x), slope_nh.numpy(), gradient_gh.numpy()
-    spans = threads.cuts(0, slope.shape[1], threads.n_threads())
-    threads.run([partial(sparse_rows.scatter_rows, *ab, *csr, slope, gradient) for ab in spans])
+    """Fill the gradient, which is contiguous, with the transposed rows times the slopes.
+
+    Each place is summed in the order of the rows, however many threads there are.
+    """
+    slope_nh, entries = slope_nh.contiguous(), len(x.data)
+    starts = _SPACE.array("starts", (x.n_genes + 1,), np.int64)
+    rows = _SPACE.array("rows", (entries,), np.int32)
+    values = _SPACE.array("values", (entries,), slope_nh.numpy().dtype)
+    sparse_rows.transpose(
+        x.indptr.numpy(), x.indices.numpy(), x.data.numpy(), starts, rows, values
+    )
+    _multiply((starts, rows, values), slope_nh, gradient_gh)
+
+
+def _multiply(csr: tuple[np.ndarray, ...], matrix_kh: Tensor, out_nh: Tensor) -> None:
+    spans = threads.cuts(0, len(out_nh), threads.n_threads())
+    arrays = *csr, matrix_kh.numpy(), out_nh.numpy()
+    threads.run([partial(sparse_rows.multiply_rows, *ab, *arrays) for ab in spans])
 
 
 def log1p(x: SparseCounts) -> SparseCounts:

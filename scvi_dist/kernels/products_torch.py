@@ -15,8 +15,8 @@ def multiply(x: SparseCounts, weight_gh: Tensor) -> Tensor:
 
 
 def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
-    """Add the product of the transposed rows with the slopes to the gradient."""
-    gradient_gh.addmm_(x.to_dense().to(slope_nh.dtype).t(), slope_nh)
+    """Fill the gradient with the product of the transposed rows with the slopes."""
+    torch.mm(x.to_dense().to(slope_nh.dtype).t(), slope_nh, out=gradient_gh)
 
 
 def log1p(x: SparseCounts) -> SparseCounts:

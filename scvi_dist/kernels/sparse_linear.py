@@ -27,7 +27,7 @@ class Products(Protocol):
         """``[n, h]``, of the dtype of the weights."""
 
     def scatter(self, x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
-        """Add the product of the transposed rows with the slopes to the gradient."""
+        """Fill the gradient with the product of the transposed rows with the slopes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class SparseColumns:
     ) -> Tensor:
         """Derivatives by the weights from those by the product."""
         like = weight_hk.t()
-        gradient_kh = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        gradient_kh = torch.empty_like(like, memory_format=torch.contiguous_format)
         g = self.sparse.n_genes
         if first_trained < g:
             self.products.scatter(self.sparse, slope_nh, gradient_kh[:g])

@@ -5,8 +5,9 @@ Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden uni
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import SUMS, compiled, part
+from scvi_dist.kernels.compiled import compiled
 from scvi_dist.kernels.math import log1p
+from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_rows
 
 
 @compiled()
@@ -16,18 +17,9 @@ def log1p_entries(x: np.ndarray, y: np.ndarray) -> None:
         y[i] = log1p(x[i])
 
 
-@part(SUMS)
-def _add_four(total: np.ndarray, rows: tuple[np.ndarray, ...], values: tuple[float, ...]) -> None:
-    one, two, three, four = rows
-    a, b, c, d = values
-    for k in range(total.size):
-        total[k] += (a * one[k] + b * two[k]) + (c * three[k] + d * four[k])
-
-
-@part(SUMS)
-def _add_one(total: np.ndarray, row: np.ndarray, value: float) -> None:
-    for k in range(total.size):
-        total[k] += value * row[k]
+_VECTORS = 8
+"""Of sums in registers: a whole row of the usual 128 float32 units."""
+_add_many, _add_one = add_rows(_VECTORS), add_rows(1)
 
 
 @compiled()
@@ -37,44 +29,62 @@ def multiply_rows(
     indptr: np.ndarray,
     indices: np.ndarray,
     values: np.ndarray,
-    weight_gh: np.ndarray,
+    matrix_kh: np.ndarray,
     out_nh: np.ndarray,
 ) -> None:
-    """Add the product of the rows ``start … stop`` with ``weight_gh`` to ``out_nh``."""
+    """Fill the rows ``start … stop`` of ``out_nh`` with sparse rows times ``matrix_kh``.
+
+    Both are contiguous, and of the type of the values.
+    """
+    h = matrix_kh.shape[1]
+    lanes = VECTOR_BYTES // matrix_kh.itemsize
+    many, ones = h - h % (_VECTORS * lanes), h - h % lanes
+    zeros = np.zeros(_VECTORS * lanes, matrix_kh.dtype)
     for n in range(start, stop):
-        total, entry, end = out_nh[n], indptr[n], indptr[n + 1]
-        while entry + 4 <= end:
-            i, j, k, m = indices[entry], indices[entry + 1], indices[entry + 2], indices[entry + 3]
-            _add_four(
-                total,
-                (weight_gh[i], weight_gh[j], weight_gh[k], weight_gh[m]),
-                (values[entry], values[entry + 1], values[entry + 2], values[entry + 3]),
+        first, end, at = indptr[n], indptr[n + 1], n * h
+        for a in range(0, many, _VECTORS * lanes):
+            _add_many(
+                out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end
             )
-            entry += 4
-        while entry < end:
-            _add_one(total, weight_gh[indices[entry]], values[entry])
-            entry += 1
+        for a in range(many, ones, lanes):
+            _add_one(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
+        for a in range(ones, h):
+            total = zeros[0]
+            for entry in range(first, end):
+                total += values[entry] * matrix_kh[indices[entry], a]
+            out_nh[n, a] = total
 
 
 @compiled()
-def scatter_rows(
-    start: int,
-    stop: int,
+def transpose(
     indptr: np.ndarray,
     indices: np.ndarray,
     values: np.ndarray,
-    slope_nh: np.ndarray,
-    gradient_gh: np.ndarray,
+    starts: np.ndarray,
+    rows: np.ndarray,
+    sorted_values: np.ndarray,
 ) -> None:
-    """Add the outer products of rows and slopes to the columns ``start … stop`` of the gradient.
+    """Sort entries by column, those of a column in the order of the rows.
 
-    Columns and not rows: then threads never write to the same place, and each place is added to
-    in the order of the rows, however many threads there are.
+    ``starts`` (int64, one more than columns), ``rows`` and ``sorted_values`` become what
+    ``indptr``, ``indices`` and ``values`` are of the transposed matrix.
     """
-    for n in range(len(indptr) - 1):
-        slope = slope_nh[n, start:stop]
+    starts[:] = 0
+    for entry in range(indptr[0], indptr[-1]):
+        starts[indices[entry] + 1] += 1
+    # While entries are placed, each column's end is where its next entry goes.
+    total = 0
+    for k in range(1, starts.size):
+        count = starts[k]
+        starts[k] = total
+        total += count
+    for n in range(indptr.size - 1):
         for entry in range(indptr[n], indptr[n + 1]):
-            _add_one(gradient_gh[indices[entry], start:stop], slope, values[entry])
+            column = indices[entry] + 1
+            place = starts[column]
+            starts[column] = place + 1
+            rows[place] = n
+            sorted_values[place] = values[entry]
 
 
 @compiled()
