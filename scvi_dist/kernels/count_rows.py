@@ -271,6 +271,14 @@ def _nb_dense(
 
 
 @compiled()
+def fill_dispersions(log_theta_tg: np.ndarray, table: Dispersions) -> None:
+    """Fill the table from the logarithms of the dispersions."""
+    for t in range(len(log_theta_tg)):
+        rows = table.theta[t], table.inverse[t], table.ratio[t]
+        dispersion_row(log_theta_tg[t], *rows, log_theta_tg.dtype.type(EPS))
+
+
+@compiled()
 def nb_rows(
     span: tuple[int, int, int],
     logits_rg: np.ndarray,
@@ -311,6 +319,8 @@ def nb_rows(
                 dispersions.ratio[0],
                 logits.dtype.type(EPS),
             )
+            # Their derivatives are added up in the same place.
+            log_theta_rg[r, :] = 0.0
         own = Dispersions(
             dispersions.theta[kind], dispersions.inverse[kind], dispersions.ratio[kind]
         )

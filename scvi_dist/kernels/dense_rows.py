@@ -55,14 +55,13 @@ def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
 def dispersion_row(
     log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, ratio: np.ndarray, eps: Any
 ) -> None:
-    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``; the logarithms are left as zeros."""
-    one, zero = theta.dtype.type(1.0), theta.dtype.type(0.0)
+    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``."""
+    one = theta.dtype.type(1.0)
     for i in range(theta.size):
         value = exp(log_theta[i])
         theta[i] = value
         inverse[i] = one / (value + eps)
         ratio[i] = value * inverse[i]
-        log_theta[i] = zero
 
 
 @part(SUMS)

@@ -10,7 +10,6 @@ from scvi_dist.batch import SparseCounts
 from scvi_dist.kernels import sparse_rows, threads
 from scvi_dist.kernels.workspace import Workspace
 
-
 _SPACE = Workspace()
 
 
@@ -32,9 +31,7 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
     starts = _SPACE.array("starts", (x.n_genes + 1,), np.int64)
     rows = _SPACE.array("rows", (entries,), np.int32)
     values = _SPACE.array("values", (entries,), slope_nh.numpy().dtype)
-    sparse_rows.transpose(
-        x.indptr.numpy(), x.indices.numpy(), x.data.numpy(), starts, rows, values
-    )
+    sparse_rows.transpose(x.indptr.numpy(), x.indices.numpy(), x.data.numpy(), starts, rows, values)
     _multiply((starts, rows, values), slope_nh, gradient_gh)
 
 

@@ -43,9 +43,7 @@ def multiply_rows(
     for n in range(start, stop):
         first, end, at = indptr[n], indptr[n + 1], n * h
         for a in range(0, many, _VECTORS * lanes):
-            _add_many(
-                out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end
-            )
+            _add_many(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
         for a in range(many, ones, lanes):
             _add_one(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
         for a in range(ones, h):

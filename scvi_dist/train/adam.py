@@ -1,7 +1,8 @@
 """Adam for parameters of any layout."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scvi_dist.kernels import threads
 
 _NOT_HERE = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 """Options of torch's that the compiled step has not."""
+_AVERAGES = ("exp_avg", "exp_avg_sq", "step")
 
 
 def _is_column_major(x: Tensor) -> bool:
@@ -26,6 +28,11 @@ class Adam(torch.optim.Adam):
     back and forth. Asked for with ``fused=True``; torch makes the steps of what is not float32, of
     other options, and the first one.
     """
+
+    @cached_property
+    def _places(self) -> "dict[int, _Place]":
+        """By the identity of the parameter. Not kept where an optimizer is copied or pickled."""
+        return {}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -55,20 +62,26 @@ class Adam(torch.optim.Adam):
             return None
         if isinstance(group["lr"], Tensor) or getattr(self, "grad_scale", None) is not None:
             return None
-        rows: list[int] = []
+        rows: list[tuple[int, ...]] = []
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
                 continue
-            state = self.state.get(parameter)
-            if not state:
+            place = self._place(parameter)
+            if place is None or not _is_like(gradient, place.stride):
                 return None
-            mean, square = state["exp_avg"], state["exp_avg_sq"]
-            if not _are_alike(parameter, gradient, mean, square):
-                return None
-            tensors = parameter, gradient, mean, square, state["step"]
-            rows += [*(tensor.data_ptr() for tensor in tensors), parameter.numel()]
+            rows.append((place.address, gradient.data_ptr(), *place.moments, place.size))
         return np.array(rows, dtype=np.int64).reshape(-1, 6)
+
+    def _place(self, parameter: Tensor) -> "_Place | None":
+        """Where a parameter and its state are; None where the compiled step cannot take them."""
+        state = self.state.get(parameter)
+        place = self._places.get(id(parameter))
+        if place is None or not place.is_of(parameter, state):
+            place = _Place.of(parameter, state) if state else None
+            if place is not None:
+                self._places[id(parameter)] = place
+        return place
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *others: Any
@@ -85,13 +98,42 @@ class Adam(torch.optim.Adam):
         return has_complex
 
 
-def _are_alike(parameter: Tensor, *others: Tensor) -> bool:
-    """Whether these are float32 on the CPU, with the same elements side by side in memory."""
-    stride = parameter.stride()
-    for x in (parameter, *others):
-        if x.dtype != torch.float32 or not x.is_cpu or x.is_sparse or x.stride() != stride:
-            return False
-    return parameter.is_contiguous() or _is_column_major(parameter)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a parameter and its moments are: they stay there from one step to the next."""
+
+    averages: tuple[Tensor, ...]
+    """Mean, square and number of steps; held, so that nothing else comes to lie there."""
+    address: int
+    moments: tuple[int, int, int]
+    """Addresses of the averages."""
+    size: int
+    stride: tuple[int, ...]
+
+    @staticmethod
+    def of(parameter: Tensor, state: dict[str, Tensor]) -> "_Place | None":
+        """None unless all are float32 on the CPU, with the same elements side by side."""
+        stride, averages = parameter.stride(), tuple(state[name] for name in _AVERAGES)
+        if not all(_is_like(x, stride) for x in (parameter, *averages[:2])):
+            return None
+        if not (parameter.is_contiguous() or _is_column_major(parameter)):
+            return None
+        mean, square, step = (x.data_ptr() for x in averages)
+        rest = (mean, square, step), parameter.numel(), stride
+        return _Place(averages, parameter.data_ptr(), *rest)
+
+    def is_of(self, parameter: Tensor, state: dict[str, Tensor] | None) -> bool:
+        """Whether they still are there."""
+        return (
+            state is not None
+            and parameter.data_ptr() == self.address
+            and all(state.get(k) is x for k, x in zip(_AVERAGES, self.averages, strict=True))
+        )
+
+
+def _is_like(x: Tensor, stride: tuple[int, ...]) -> bool:
+    """Whether it is float32 on the CPU, and lies like that in memory."""
+    return x.dtype == torch.float32 and x.is_cpu and not x.is_sparse and x.stride() == stride
 
 
 def _step(group: dict[str, Any], table: np.ndarray) -> None:

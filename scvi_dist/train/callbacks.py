@@ -40,12 +40,18 @@ class KeepConstraints(Callback):
     a step, so they stay equal.
     """
 
+    def __init__(self) -> None:
+        self._constrain: Callable[[], None] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
+        # Asked once: a module takes long to say that it has no such attribute.
+        self._constrain = getattr(plan.module, "constrain", None)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
-        constrain = getattr(plan.module, "constrain", None)
-        if constrain is not None:
-            constrain()
+        if self._constrain is not None:
+            self._constrain()
 
 
 class WatchLoss(Callback):

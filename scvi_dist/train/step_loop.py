@@ -101,7 +101,10 @@ class StepLoop(_TrainingEpochLoop):
         progress.increment_ready()
         progress.increment_started()
         batch_idx = self.batch_idx
-        optimizer.zero_grad()
+        # What the optimizer's own method does, which looks for profilers first.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         loss = strategy.training_step(batch, batch_idx)
         loss.backward()
         plan.configure_gradient_clipping(
