@@ -54,6 +54,7 @@ class StepLoop(_TrainingEpochLoop):
         super().__init__(trainer, min_steps=replaced.min_steps, max_steps=replaced.max_steps)
         self._ours = tuple(ours)
         self._after_step: list[Callable[..., None]] = []
+        self._clips = True
 
     @property
     def is_direct(self) -> bool:
@@ -82,6 +83,10 @@ class StepLoop(_TrainingEpochLoop):
             for callback in self.trainer.callbacks
             if _has_own(callback, Callback, (AFTER_STEP,))
         ]
+        clips_itself = _has_own(
+            self.trainer.lightning_module, pl.LightningModule, ("configure_gradient_clipping",)
+        )
+        self._clips = clips_itself or self.trainer.gradient_clip_val is not None
         self.reset()
         self.on_run_start(data_fetcher)
         while not self.done:
@@ -107,9 +112,9 @@ class StepLoop(_TrainingEpochLoop):
                 parameter.grad = None
         loss = strategy.training_step(batch, batch_idx)
         loss.backward()
-        plan.configure_gradient_clipping(
-            optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-        )
+        if self._clips:
+            limit, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+            plan.configure_gradient_clipping(optimizer, limit, algorithm)
         steps = self.automatic_optimization.optim_progress.optimizer.step
         steps.increment_ready()
         optimizer.step()
