@@ -141,7 +141,7 @@ class StoreCells:
             b = min(a + size, stop - start)
             at = np.arange(start + a, start + b) if order is None else order[a:b]
             rows = self.selection.at(at)
-            counts = self.source.store.read_rows_at(rows, self.source.genes)
+            counts = self._counts(rows)
             if self.source.check_counts:
                 report = check_counts(counts, rows, self.source.where)
                 # Fractions and empty cells are for setup and training to warn of, once.
@@ -153,6 +153,20 @@ class StoreCells:
             if self.source.minified is not None:
                 fields |= self.source.minified.read_at(rows)
             yield Block(at, rows, counts, fields)
+
+    def _counts(self, rows: np.ndarray) -> CsrRows:
+        """The counts of these rows; a stretch of a matrix in memory is not copied."""
+        store, first, stop = self.source.store, rows[0], rows[0] + len(rows)
+        # A matrix is looked at as a whole, which pays where much of it is needed.
+        is_stretch = 2 * self.n_cells >= store.n_obs and np.array_equal(
+            rows, np.arange(first, stop)
+        )
+        held = self.source.rows_in_memory if is_stretch else None
+        if held is None:
+            return store.read_rows_at(rows, self.source.genes)
+        a, b = held.indptr[first], held.indptr[stop]
+        pointers = held.indptr[first : stop + 1] - a
+        return CsrRows(pointers, held.indices[a:b], held.data[a:b], held.n_genes)
 
     def cut(self, block: "Block") -> Iterator[CellGroup]:
         """The cells of a block, in groups of one forward pass each."""

@@ -8,6 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -378,6 +379,18 @@ def test_selections_that_make_no_sense_are_refused() -> None:
         Selection(5, [0.5])
     assert Selection(5, [1, 2]).digest() != Selection(5, [2, 1]).digest()
     assert Selection(5).digest() != Selection(6).digest()
+
+
+def test_a_matrix_in_memory_is_seen_and_not_copied(adata: anndata.AnnData) -> None:
+    held = anndata.AnnData(sp.csr_matrix(adata.X), obs=adata.obs.copy(), var=adata.var.copy())
+    there = OpenSource(open_store(held), fit_schema(open_store(held), SETUP))
+    # As long as the stretch from the first row to the last, but no stretch.
+    repeated = np.r_[0, 0, np.arange(2, N_CELLS)]
+    for indices in (None, np.arange(5, N_CELLS), repeated):
+        cells = _cells(there, indices)
+        for block in cells.blocks():
+            np.testing.assert_array_equal(block.counts.to_dense(), held.X[block.rows].toarray())
+            assert np.shares_memory(block.counts.data, held.X.data) == (indices is not repeated)
 
 
 def test_counts_that_are_none_are_refused(module: VAE, source: OpenSource) -> None:
