@@ -24,6 +24,7 @@ from scvi_dist.dataloaders.rows import splitmix64
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.errors import ConfigError, PlanError
+from scvi_dist.kernels import threads
 from scvi_dist.module.base import Tensors, to_device
 
 OnProgress = Callable[[int, int], None]
@@ -244,11 +245,12 @@ def computed(
     The module is in evaluation mode, and its noise belongs to cells.
     """
     device = next(module.parameters()).device
+    in_loops = device.type == "cpu" and getattr(module, "kernel", None) == "numba"
     with evaluating(module), cell_noise(module) as noise:
         for group in groups:
             noise.bind(group.keys)
-            # Not around the loop: whoever iterates over this would be in inference mode too.
-            with torch.inference_mode():
+            # Not around the loop: whoever iterates over this would be in these modes too.
+            with torch.inference_mode(), threads.for_loops(in_loops):
                 there = replace(group, tensors=_on_device(group.tensors, device, module))
                 values = {name: value.cpu() for name, value in compute(there).items()}
             yield group, values

@@ -12,9 +12,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from scvi_dist.dataloaders.datamodule import CellDataModule
 from scvi_dist.dataloaders.read_plan import PlanConfig
+from scvi_dist.kernels import threads
 from scvi_dist.nn.sync_batch_norm import Padding, convert_batch_norm
 from scvi_dist.tracking import NullTracker, Tracker
 from scvi_dist.tracking.log_files import library_log, only_in_files, rank_log
@@ -187,7 +189,8 @@ class _Run:
         # mode: dropout would be off, and batch norms would never learn their statistics.
         self.plan.train()
         try:
-            trainer.fit(self.plan, feed, validation)
+            with threads.for_loops(_computes_in_loops(trainer, self.job.module)):
+                trainer.fit(self.plan, feed, validation)
         except StopTraining:
             return
         except SystemExit as error:
@@ -334,3 +337,9 @@ def _quiet() -> Iterator[None]:
 
 def _nothing(*_: Any) -> None:
     """Stands in for a method that is not wanted."""
+
+
+def _computes_in_loops(trainer: pl.Trainer, module: nn.Module) -> bool:
+    """Whether compiled loops do most of the work of a step."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return on_cpu and getattr(module, "kernel", None) == "numba"

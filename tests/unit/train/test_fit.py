@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import anndata as ad
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from training_jobs import toy_job
 from scvi_dist.batch import CellBatch
 from scvi_dist.dataloaders.split import SplitConfig
 from scvi_dist.errors import CheckpointError, ConfigError, OutputExists, TrainingFailed
+from scvi_dist.kernels import threads
 from scvi_dist.module import LossOutput
 from scvi_dist.tracking import NullTracker
 from scvi_dist.train.checkpoint import latest_checkpoint, list_checkpoints
@@ -146,6 +148,28 @@ def test_a_seed_decides_everything_and_global_noise_nothing(make_job: MakeJob) -
     assert_same_run(fit(make_job(max_epochs=1)), first)
     other = fit(make_job(max_epochs=1, seed=3))
     assert other.history["train_loss"] != first.history["train_loss"]
+
+
+@pytest.mark.parametrize(("kernel", "n_torch"), [("numba", 1), ("torch", 2)])
+def test_loops_have_the_threads_while_they_train(
+    make_job: MakeJob, kernel: str, n_torch: int
+) -> None:
+    class Watch(pl.Callback):
+        seen: ClassVar[set[tuple[int, int]]] = set()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.seen.add((torch.get_num_threads(), threads.n_threads()))
+
+    job, watch = make_job(max_epochs=1), Watch()
+    job.module.kernel = kernel
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fit(job, extras=TrainerExtras(callbacks=(watch,)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(usual)
+    assert watch.seen == {(n_torch, 2)}
 
 
 def test_noise_is_given_back(make_job: MakeJob) -> None:

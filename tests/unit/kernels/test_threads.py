@@ -1,0 +1,59 @@
+"""Threads of compiled loops, and how many torch has beside them."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+
+from scvi_dist.kernels import threads
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+def test_loops_have_the_threads_that_torch_had() -> None:
+    with threads.for_loops():
+        assert (torch.get_num_threads(), threads.n_threads()) == (1, 2)
+        with threads.for_loops():
+            assert (torch.get_num_threads(), threads.n_threads()) == (1, 2)
+        assert (torch.get_num_threads(), threads.n_threads()) == (1, 2)
+    assert (torch.get_num_threads(), threads.n_threads()) == (2, 2)
+    with threads.for_loops(wanted=False):
+        assert (torch.get_num_threads(), threads.n_threads()) == (2, 2)
+
+
+def test_torch_has_its_threads_back_after_an_error() -> None:
+    with pytest.raises(KeyError), threads.for_loops():
+        raise KeyError
+    assert (torch.get_num_threads(), threads.n_threads()) == (2, 2)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_tasks_run_side_by_side_on_one_core_each(within: bool) -> None:
+    both_run, seen = threading.Barrier(2, timeout=60), {}
+
+    def task(name: str) -> None:
+        both_run.wait()
+        seen[name] = torch.get_num_threads()
+
+    with threads.for_loops(within):
+        threads.run([partial(task, name) for name in "ab"])
+    assert seen == {"a": 1, "b": 1}
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_of_any_task_is_raised() -> None:
+    def fail() -> None:
+        raise ArithmeticError
+
+    for tasks in ([fail, int], [int, fail]):
+        with pytest.raises(ArithmeticError):
+            threads.run(tasks)
+        assert torch.get_num_threads() == 2
