@@ -32,6 +32,9 @@ BLOCK_ENTRIES = 3_000_000
 LEAST_ROWS, MOST_ROWS = 64, 512
 """Of a block: matrix products of fewer rows are slow, of more no faster."""
 
+LEAST_ROWS_OF_THREAD = 16
+"""Of fewer rows the products take longer to lay out the weights than to multiply."""
+
 MOST_ACTIVE = 0.75
 """Part of the hidden units, from which on dense products are faster."""
 
@@ -88,7 +91,8 @@ class _Evaluation:
             if f"{name}.weight" in wanted:
                 self.gradients[f"{name}.weight"] = torch.empty_like(head.weight_gh)
         self.table = None if problem.log_theta_tg is None else _table(problem.log_theta_tg)
-        self.parts = [self._part(k) for k in range(threads.n_threads())]
+        n_parts = max(1, min(threads.n_threads(), n // LEAST_ROWS_OF_THREAD))
+        self.parts = [self._part(k) for k in range(n_parts)]
 
     def _part(self, thread: int) -> _Part:
         g, real = self.p.counts.n_genes, self.real
