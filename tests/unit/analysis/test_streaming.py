@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scvi_dist.analysis.elbo import elbo, marginal_ll, reconstruction_error
 from scvi_dist.analysis.expression import ExpressionOptions, normalized_expression
@@ -337,48 +335,6 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
     # The names of the cells are the one thing that is held for all: about 100 bytes a cell.
     assert peaks[1] - peaks[0] < 7_000 * 250
     assert 7_000 * 4 * 12 * 4 > 7_000 * 250 or peaks[1] < 2 * peaks[0] + 7_000 * 250
-
-
-# Selections
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    n_obs=st.integers(1, 40),
-    data=st.data(),
-    seed=st.integers(0, 3),
-)
-def test_selections(n_obs: int, data: st.DataObject, seed: int) -> None:
-    indices = data.draw(st.lists(st.integers(-n_obs, n_obs - 1), min_size=1, max_size=60))
-    selection = Selection(n_obs, indices)
-    rows = np.arange(n_obs)[indices]
-    np.testing.assert_array_equal(selection.rows(), rows)
-    start = data.draw(st.integers(0, len(indices) - 1))
-    stop = data.draw(st.integers(start + 1, len(indices)))
-    order = selection.reading_order(start, stop)
-    positions = np.arange(start, stop) if order is None else order
-    assert sorted(positions) == list(range(start, stop))
-    assert (np.diff(selection.at(positions)) >= 0).all()
-    everywhere = np.arange(len(indices))
-    keys = selection.keys(everywhere, seed)
-    assert len(set(keys.tolist())) == len(indices)
-    np.testing.assert_array_equal(selection.keys(positions, seed), keys[positions])
-    whole = Selection(n_obs).keys(np.arange(n_obs), seed)
-    _, first = np.unique(rows, return_index=True)
-    np.testing.assert_array_equal(keys[first], whole[rows[first]])
-
-
-def test_selections_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(IndexError, match=r"index 7 \(item 1\) is not a row of 5; 2 of 3"):
-        Selection(5, [0, 7, -6])
-    with pytest.raises(ConfigError, match="expected 5"):
-        Selection(5, np.array([True, False]))
-    with pytest.raises(ConfigError, match="no cells"):
-        Selection(5, [])
-    with pytest.raises(ConfigError, match="float64"):
-        Selection(5, [0.5])
-    assert Selection(5, [1, 2]).digest() != Selection(5, [2, 1]).digest()
-    assert Selection(5).digest() != Selection(6).digest()
 
 
 def test_a_matrix_in_memory_is_seen_and_not_copied(adata: anndata.AnnData) -> None:
