@@ -1,8 +1,10 @@
 """Which implementation a module computes with: the same functions, for each a name."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import torch
@@ -70,9 +72,54 @@ def _torch() -> Kernel:
     )
 
 
-KERNELS: dict[str, Callable[[], Kernel]] = {"numba": cache(_numba), "torch": cache(_torch)}
+def _triton() -> Kernel:
+    # Triton loads a compiler, and is not there on every machine.
+    from scvi_dist.kernels import count_loss_triton, products_triton
+
+    return Kernel(
+        "triton",
+        count_loss_triton.evaluate,
+        products_triton.multiply,
+        products_triton.scatter,
+        products_triton.log1p,
+        products_triton.row_sums,
+    )
+
+
+def _runs_triton(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return _has_triton() and _compiles_for(device)
+    return device.type == "cpu" and _interprets() and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _compiles_for(device: torch.device) -> bool:
+    """Whether kernels are built for this GPU: by NVIDIA, and of compute capability 8 or more."""
+    is_there = torch.version.cuda is not None and torch.cuda.is_available()
+    return is_there and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _interprets() -> bool:
+    """Whether Triton runs kernels without a device, as slowly as Python, to test them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "numba": cache(_numba),
+    "triton": cache(_triton),
+    "torch": cache(_torch),
+}
 """The first that works on a device is its default."""
-_DEVICES: dict[str, frozenset[str] | None] = {"numba": frozenset({"cpu"}), "torch": None}
+_WORKS_ON: dict[str, Callable[[torch.device], bool]] = {
+    "numba": lambda device: device.type == "cpu",
+    "triton": _runs_triton,
+    "torch": lambda device: True,
+}
 
 
 def kernel_for(device: torch.device, name: str | None = None) -> Kernel:
@@ -87,11 +134,10 @@ def default_kernel(device: torch.device) -> str:
 
 def works_on(name: str, device: torch.device) -> bool:
     """Whether an implementation computes on that device."""
-    devices = _DEVICES[name]
-    return devices is None or device.type in devices
+    return _WORKS_ON[name](device)
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: str, names: Iterable[str] = KERNELS) -> str:
     """The name of an implementation.
 
     Raises
@@ -99,6 +145,24 @@ def checked_name(name: str) -> str:
     ConfigError
         There is none of this name.
     """
-    if name not in KERNELS:
-        raise ConfigError(f"There is no kernel {name!r}; {did_you_mean(name, KERNELS)}")
+    if name not in names:
+        raise ConfigError(f"There is no kernel {name!r} here; {did_you_mean(name, names)}")
+    return name
+
+
+def usable_name(name: str, device: torch.device) -> str:
+    """The name of an implementation that somebody asks for while a module is on a device.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name, or it is Triton's and cannot run there.
+    """
+    if checked_name(name) == "triton" and not _runs_triton(device):
+        what = "the package 'triton' is not installed" if not _has_triton() else f"this is {device}"
+        raise ConfigError(
+            "The kernel 'triton' needs the package 'triton' and an NVIDIA GPU of compute "
+            f"capability 8.0 or more (or, for tests, TRITON_INTERPRET=1 and a CPU), but {what}. "
+            "Move the module to such a GPU before, where it is the default; or set None."
+        )
     return name
