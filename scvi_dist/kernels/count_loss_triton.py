@@ -7,17 +7,19 @@ Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden un
 cells that have dispersions of their own, ``m`` counts.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from scvi_dist.kernels.count_rows_triton import N_KEPT, count_rows
+from scvi_dist.kernels.count_rows_triton import N_KEPT, put_together, take_counts
 from scvi_dist.kernels.problem import CountProblem, CountResult
 from scvi_dist.kernels.triton_math import OPTIONS
 
-BLOCK_BYTES = 24 << 20
-"""Of the logits of a block: about half of the second-level cache of an A100 or H100."""
-LEAST_ROWS = 64
-"""Of a block: matrix products of fewer rows are slow, and leave processors without work."""
+BLOCK_BYTES = 40 << 20
+"""Of the logits of a block: no more than the second-level cache of an A100 or H100."""
+LEAST_ROWS = 256
+"""Of a block: about two for each processor of such a device; fewer would leave some idle."""
 BLOCK_G, BLOCK_M = 1_024, 256
 """Genes and counts that a program computes at a time."""
 N_WARPS = 8
@@ -44,7 +46,10 @@ class _Evaluation:
         self.hidden_nh = problem.hidden_nh.contiguous()
         self.size_n = problem.log_size_n.double().exp()
         self.weight_n = weight_n.double().contiguous()
-        self.loss_n, self.size_slope_n = torch.empty_like(self.size_n), torch.zeros_like(self.size_n)
+        self.loss_n, self.size_slope_n = (
+            torch.empty_like(self.size_n),
+            torch.zeros_like(self.size_n),
+        )
         self.entries = self._new(N_KEPT if wanted else 0, len(problem.counts.data))
         self.theta_tg = self.kind_n = None
         if problem.log_theta_tg is not None:
@@ -77,7 +82,7 @@ class _Evaluation:
         for name, head in self.p.heads:
             weight_hg = head.weight_gh.t()
             torch.addmm(head.bias_g, head.seen(hidden_rh), weight_hg, out=blocks[name])
-        self._kernel(blocks, first, stop)
+        self._kernels(blocks, first, stop)
         for name, head in self.p.heads:
             slope_rg = blocks[name]
             if "hidden_nh" in self.wanted:
@@ -90,39 +95,39 @@ class _Evaluation:
         if "log_theta_tg" in self.wanted:
             self._add("log_theta_tg", self._by_kind(blocks["log_theta"], first, stop))
 
-    def _kernel(self, blocks: dict[str, Tensor], first: int, stop: int) -> None:
+    def _kernels(self, blocks: dict[str, Tensor], first: int, stop: int) -> None:
         scale_rg = blocks["scale"]
         # A law without one of the arrays never looks at what stands in its place.
-        cell_theta_rg = blocks.get("dispersion")
-        table_tg = scale_rg if self.theta_tg is None else self.theta_tg
-        kind_n = self.size_n if self.kind_n is None else self.kind_n
-        counts = self.p.counts
-        count_rows[(stop - first,)](
-            scale_rg,
-            blocks.get("dropout", scale_rg),
-            table_tg if cell_theta_rg is None else cell_theta_rg,
-            blocks.get("log_theta", scale_rg) if cell_theta_rg is None else cell_theta_rg,
-            counts.indptr[first:],
-            counts.indices,
-            counts.data,
-            self.size_n[first:],
-            self.weight_n[first:],
-            kind_n[first:],
-            self.loss_n[first:],
-            self.size_slope_n[first:],
-            self.entries,
-            counts.n_genes,
-            self.entries.shape[1],
-            IS_SOFTMAX=self.p.law.scale == "softmax",
-            LAW=self.p.law.counts,
-            BY_CELL=cell_theta_rg is not None,
-            WANTS=bool(self.wanted),
-            WANTS_THETA=bool(self.wanted) and (cell_theta_rg is not None or "log_theta" in blocks),
-            BLOCK_G=BLOCK_G,
-            BLOCK_M=BLOCK_M,
-            num_warps=N_WARPS,
+        cell_theta_rg, dropout_rg = blocks.get("dispersion"), blocks.get("dropout", scale_rg)
+        theta_tg = scale_rg if self.theta_tg is None else self.theta_tg
+        theta_slope_rg = blocks.get("log_theta", scale_rg)
+        if cell_theta_rg is not None:
+            theta_tg = theta_slope_rg = cell_theta_rg
+        counts, size_r = self.p.counts, self.size_n[first:]
+        rows = counts.indptr[first:], counts.indices, counts.data
+        kind_r = size_r if self.kind_n is None else self.kind_n[first:]
+        cells = self.size_n.new_empty(N_KEPT, stop - first)
+        sizes = counts.n_genes, self.entries.shape[1]
+        flags: dict[str, Any] = {
+            "IS_SOFTMAX": self.p.law.scale == "softmax",
+            "LAW": self.p.law.counts,
+            "BY_CELL": cell_theta_rg is not None,
+            "WANTS": bool(self.wanted),
+            "BLOCK_G": BLOCK_G,
+            "BLOCK_M": BLOCK_M,
+            "num_warps": N_WARPS,
             **OPTIONS,
-        )
+        }
+        take_counts[(stop - first,)](
+            scale_rg, dropout_rg, theta_tg, *rows, size_r, kind_r, cells, self.entries, *sizes,
+            **flags,
+        )  # fmt: skip
+        put_together[(stop - first,)](
+            scale_rg, dropout_rg, theta_tg, theta_slope_rg, *rows, size_r, self.weight_n[first:],
+            kind_r, cells, self.entries, self.loss_n[first:], self.size_slope_n[first:], *sizes,
+            WANTS_THETA=theta_slope_rg is not scale_rg and bool(self.wanted),
+            **flags,
+        )  # fmt: skip
 
     def _by_kind(self, slope_rg: Tensor, first: int, stop: int) -> Tensor:
         """Sums ``[t, g]`` over the cells of each kind.
@@ -130,7 +135,8 @@ class _Evaluation:
         As a product with indicators, which adds in the same order each time, as scattering does
         not.
         """
-        assert self.theta_tg is not None and self.kind_n is not None
+        assert self.theta_tg is not None
+        assert self.kind_n is not None
         n_kinds = len(self.theta_tg)
         if n_kinds == 1:
             return slope_rg.sum(0, keepdim=True)

@@ -1,7 +1,8 @@
-"""Triton's kernel for the cells of a block: the loss of each and its derivatives by the logits.
+"""Triton's kernels for the cells of a block: the loss of each and its derivatives by the logits.
 
-Each program computes one cell, in four passes over the genes or the counts of it. Losses are minus
-log-probabilities.
+Each program computes one cell. The first kernel looks at the cell's counts, in float64; the second
+at all genes as if their counts were zeros, and puts together what both found. They are two because
+few threads that compute in float64 fit on a processor at a time.
 
 Axis suffixes: ``r`` cells of a block, ``g`` genes, ``m`` entries of the minibatch's counts.
 """
@@ -9,22 +10,16 @@ Axis suffixes: ``r`` cells of a block, ``g`` genes, ``m`` entries of the minibat
 import triton
 import triton.language as tl
 
-from scvi_dist.kernels.triton_math import (
-    gamma_differences,
-    half_logistic,
-    log1p,
-    log_gamma_plus_one,
-    quotient,
-)
-
-EPS = tl.constexpr(1e-8)
-"""Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
-_TINY = tl.constexpr(2.0**-126)
-_LOWEST = tl.constexpr(-3e38)
+from scvi_dist.kernels.count_terms_triton import EPS, count_terms, scale_of, zero_terms
+from scvi_dist.kernels.triton_math import half_logistic
 
 N_KEPT = 4
 INNER, PULL, BY_THETA, BY_DROPOUT = (tl.constexpr(k) for k in range(N_KEPT))
-"""Rows of what is kept of each count from one pass to the next."""
+"""Rows of what is kept of each count from one kernel to the next."""
+HIGH, DIVISOR, LOSS, TOTAL = (tl.constexpr(k) for k in range(N_KEPT))
+"""Rows of what is kept of each cell: the largest logit, what scales are divided by, and the sums
+over counts of losses and of means times slopes."""
+_LOWEST = tl.constexpr(-3e38)
 
 
 @triton.jit
@@ -45,77 +40,6 @@ def _divisor(logits: tl.tensor, n_genes: tl.tensor, BLOCK_G: tl.constexpr) -> tu
 
 
 @triton.jit
-def _scale(logit: tl.tensor, high: tl.tensor, IS_SOFTMAX: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """The scale before it is divided, and its derivative by the logit as if it were not."""
-    if IS_SOFTMAX:
-        scale = tl.exp(logit - high)
-        inner = scale
-    else:
-        low, inner = half_logistic(logit)
-        scale = tl.maximum(logit, 0.0) + low
-    return scale, inner
-
-
-@triton.jit
-def _zero_terms(
-    mu: tl.tensor, theta: tl.tensor, dropout: tl.tensor, IS_SOFTMAX: tl.constexpr, LAW: tl.constexpr
-) -> tuple[tl.tensor, ...]:
-    """What a zero costs, and derivatives by ``μ``, ``log θ`` and the logit of extra zeros.
-
-    Under a Poisson law and a softmax the sum of the means does not depend on the logits, and is
-    added elsewhere. A mean of 0 costs nothing.
-    """
-    nothing = mu * 0.0
-    loss, by_mu, by_theta, by_dropout = nothing, nothing, nothing, nothing
-    if LAW == "poisson":
-        if not IS_SOFTMAX:
-            loss, by_mu = mu, nothing + 1.0
-    else:
-        t = mu / (theta + EPS)
-        growth = log1p(t)
-        by_mu = quotient(theta, theta + EPS + mu)
-        by_theta = theta * (growth - t * by_mu)
-        loss = theta * growth
-    if LAW == "zinb":
-        p = -dropout
-        v = p - loss
-        low_p, sigmoid_p = half_logistic(p)
-        low_v, sigmoid_v = half_logistic(v)
-        # softplus(p) - softplus(v), without rounding by the size of p.
-        linear = tl.where(p > 0.0, tl.where(v > 0.0, loss, p), 0.0)
-        loss = linear + (low_p - low_v)
-        by_mu, by_theta = by_mu * sigmoid_v, by_theta * sigmoid_v
-        by_dropout = sigmoid_v - sigmoid_p
-    return loss, by_mu, by_theta, by_dropout
-
-
-@triton.jit
-def _count_terms(
-    x: tl.tensor, mu: tl.tensor, theta: tl.tensor, IS_SOFTMAX: tl.constexpr, LAW: tl.constexpr
-) -> tuple[tl.tensor, ...]:
-    """What a count costs, and derivatives by ``μ`` and ``log θ``; float64."""
-    loss = log_gamma_plus_one(x)
-    if LAW == "poisson":
-        by_theta = x * 0.0
-        least = tl.maximum(mu, _TINY)
-        loss -= x * tl.log(least)
-        by_mu = -x / least
-        if not IS_SOFTMAX:
-            loss += mu
-            by_mu += 1.0
-    else:
-        inverse = 1.0 / (theta + EPS)
-        t = mu * inverse
-        growth = log1p(t)
-        q = inverse / (1.0 + t)
-        value, slope = gamma_differences(x, theta)
-        loss += theta * growth - x * (tl.log((mu + EPS) * inverse) - growth) - value
-        by_mu = theta * q * (1.0 - x / (mu + EPS))
-        by_theta = theta * (growth - theta * mu * inverse * q + x * q - slope)
-    return loss, by_mu, by_theta
-
-
-@triton.jit
 def _zeros_at(
     g: tl.tensor,
     n_genes: tl.tensor,
@@ -128,9 +52,9 @@ def _zeros_at(
     LAW: tl.constexpr,
     BY_CELL: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """:func:`_zero_terms` of some genes, and before them the mean and the scale's derivative."""
+    """:func:`zero_terms` of some genes, and before them the mean and the scale's derivative."""
     is_gene = g < n_genes
-    scale, inner = _scale(tl.load(logits + g, is_gene, other=-float("inf")), high, IS_SOFTMAX)
+    scale, inner = scale_of(tl.load(logits + g, is_gene, other=-float("inf")), high, IS_SOFTMAX)
     mu = scale * factor
     own_theta, own_dropout = mu, mu
     if LAW != "poisson":
@@ -139,12 +63,14 @@ def _zeros_at(
             own_theta = tl.exp(own_theta)
     if LAW == "zinb":
         own_dropout = tl.load(dropout + g, is_gene, other=0.0)
-    loss, by_mu, by_theta, by_dropout = _zero_terms(mu, own_theta, own_dropout, IS_SOFTMAX, LAW)
+    loss, by_mu, by_theta, by_dropout = zero_terms(mu, own_theta, own_dropout, IS_SOFTMAX, LAW)
     return inner, mu, loss, by_mu, by_theta, by_dropout
 
 
 @triton.jit
-def _counts_at(counts: tl.tensor, m: tl.tensor, is_entry: tl.tensor, LAW: tl.constexpr) -> tuple[tl.tensor, ...]:
+def _counts_at(
+    counts: tl.tensor, m: tl.tensor, is_entry: tl.tensor, LAW: tl.constexpr
+) -> tuple[tl.tensor, ...]:
     """Counts in float64, and which entries are any; those that are not are ones."""
     x = tl.load(counts + m, is_entry, other=0.0).to(tl.float64)
     # A NaN is to be seen in the loss, and so is no zero.
@@ -155,7 +81,7 @@ def _counts_at(counts: tl.tensor, m: tl.tensor, is_entry: tl.tensor, LAW: tl.con
 
 
 @triton.jit
-def _take_counts(
+def _counted(
     entries: tl.tensor,
     m: tl.tensor,
     is_entry: tl.tensor,
@@ -179,14 +105,14 @@ def _take_counts(
     x, is_count = _counts_at(counts, m, is_entry, LAW)
     g = tl.load(genes + m, is_count, other=0).to(tl.int64)
     logit = tl.load(logits + g, is_count, other=0.0)
-    scale, inner = _scale(logit, tl.where(is_count, high, 0.0).to(logit.dtype), IS_SOFTMAX)
+    scale, inner = scale_of(logit, tl.where(is_count, high, 0.0).to(logit.dtype), IS_SOFTMAX)
     mu = scale.to(tl.float64) * tl.where(is_count, factor, 1.0)
     own_theta = mu
     if LAW != "poisson":
         own_theta = tl.load(theta + g, is_count, other=0.0 if BY_CELL else 1.0)
         if BY_CELL:
             own_theta = tl.exp(own_theta)
-    loss, by_mu, by_theta = _count_terms(x, mu, own_theta.to(tl.float64), IS_SOFTMAX, LAW)
+    loss, by_mu, by_theta = count_terms(x, mu, own_theta.to(tl.float64), IS_SOFTMAX, LAW)
     total = tl.where(is_count, mu * by_mu, 0.0)
     if LAW == "zinb":
         pi = tl.load(dropout + g, is_count, other=0.0)
@@ -202,6 +128,70 @@ def _take_counts(
             tl.store(entries + BY_THETA * n_entries + m, by_theta.to(logit.dtype), is_count)
     tl.store(logits + g, tl.zeros_like(logit) - float("inf"), is_count)
     return tl.where(is_count, loss, 0.0), total
+
+
+@triton.jit
+def take_counts(
+    logits_rg: tl.tensor,
+    dropout_rg: tl.tensor,
+    theta_tg: tl.tensor,
+    indptr_r: tl.tensor,
+    genes: tl.tensor,
+    counts: tl.tensor,
+    size_r: tl.tensor,
+    kind_r: tl.tensor,
+    cells: tl.tensor,
+    entries: tl.tensor,
+    n_genes: tl.tensor,
+    n_entries: tl.tensor,
+    IS_SOFTMAX: tl.constexpr,
+    LAW: tl.constexpr,
+    BY_CELL: tl.constexpr,
+    WANTS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> None:
+    """What the counts of some cells cost; where they are, the logits of the scales become ``-∞``.
+
+    Parameters
+    ----------
+    logits_rg, dropout_rg
+        Logits of the scales and of extra zeros.
+    theta_tg
+        Dispersions of each kind of cells; with ``BY_CELL`` logarithms ``[r, g]`` of each cell's.
+    indptr_r, genes, counts
+        The cells' rows of a CSR matrix.
+    size_r, kind_r
+        float64 and int64: what the scales are multiplied by, and rows of ``theta_tg``.
+    cells, entries
+        float64 ``[4, r]``, filled; and ``[4, m]``, filled where derivatives are wanted.
+    """
+    r, n_rows = tl.program_id(0), tl.num_programs(0)
+    row = r.to(tl.int64) * n_genes
+    logits, dropout, theta = logits_rg + row, dropout_rg + row, theta_tg + row
+    if LAW != "poisson" and not BY_CELL:
+        theta = theta_tg + tl.load(kind_r + r) * n_genes
+    real = logits_rg.dtype.element_ty
+    begin, end = tl.load(indptr_r + r), tl.load(indptr_r + r + 1)
+    high, divisor = tl.full([], 0.0, real), tl.full([], 1.0, real)
+    if IS_SOFTMAX:
+        high, divisor = _divisor(logits, n_genes, BLOCK_G)
+    factor = tl.load(size_r + r) / divisor.to(tl.float64)
+    # What all threads have read is overwritten from here on.
+    tl.debug_barrier()
+    loss_m, total_m = tl.zeros([BLOCK_M], tl.float64), tl.zeros([BLOCK_M], tl.float64)
+    for start in range(0, (end - begin).to(tl.int32), BLOCK_M):
+        m = begin + start + tl.arange(0, BLOCK_M)
+        loss, total = _counted(
+            entries, m, m < end, n_entries, genes, counts, logits, dropout, theta, high, factor,
+            IS_SOFTMAX, LAW, BY_CELL, WANTS,
+        )  # fmt: skip
+        loss_m += loss
+        total_m += total
+    tl.store(cells + HIGH * n_rows + r, high.to(tl.float64))
+    tl.store(cells + DIVISOR * n_rows + r, divisor.to(tl.float64))
+    tl.store(cells + LOSS * n_rows + r, tl.sum(loss_m, 0))
+    tl.store(cells + TOTAL * n_rows + r, tl.sum(total_m, 0))
 
 
 @triton.jit
@@ -261,7 +251,7 @@ def _write_slopes(
 
 
 @triton.jit
-def count_rows(
+def put_together(
     logits_rg: tl.tensor,
     dropout_rg: tl.tensor,
     theta_tg: tl.tensor,
@@ -272,9 +262,10 @@ def count_rows(
     size_r: tl.tensor,
     weight_r: tl.tensor,
     kind_r: tl.tensor,
+    cells: tl.tensor,
+    entries: tl.tensor,
     loss_r: tl.tensor,
     size_slope_r: tl.tensor,
-    entries: tl.tensor,
     n_genes: tl.tensor,
     n_entries: tl.tensor,
     IS_SOFTMAX: tl.constexpr,
@@ -289,68 +280,50 @@ def count_rows(
 
     Parameters
     ----------
-    logits_rg, dropout_rg
-        Logits of the scales and of extra zeros; each becomes the derivative by it.
-    theta_tg
-        Dispersions of each kind of cells; with ``BY_CELL`` logarithms ``[r, g]`` of each cell's.
+    logits_rg, dropout_rg, theta_tg, indptr_r, genes, counts, size_r, kind_r, cells, entries
+        As :func:`take_counts` left them. The logits become the derivatives by them.
     theta_slope_rg
         Filled with the derivatives by the logarithms of the dispersions; may be ``theta_tg`` with
         ``BY_CELL``.
-    indptr_r, genes, counts
-        The cells' rows of a CSR matrix.
-    size_r, weight_r, kind_r
-        float64, float64 and int64: what the scales are multiplied by, derivatives of the objective
-        by the losses, and rows of ``theta_tg``.
+    weight_r
+        float64: derivatives of the objective by the losses.
     loss_r, size_slope_r
         float64, filled: losses, and derivatives by the logarithms of the sizes.
-    entries
-        ``[4, m]``: room for what is kept of each count.
     """
-    r = tl.program_id(0)
+    r, n_rows = tl.program_id(0), tl.num_programs(0)
     row = r.to(tl.int64) * n_genes
     logits, dropout, theta_slope = logits_rg + row, dropout_rg + row, theta_slope_rg + row
     theta = theta_tg + row
     if LAW != "poisson" and not BY_CELL:
         theta = theta_tg + tl.load(kind_r + r) * n_genes
     real = logits_rg.dtype.element_ty
-    begin, end = tl.load(indptr_r + r), tl.load(indptr_r + r + 1)
-    high, divisor = tl.full([], 0.0, real), tl.full([], 1.0, real)
-    if IS_SOFTMAX:
-        high, divisor = _divisor(logits, n_genes, BLOCK_G)
-    factor = tl.load(size_r + r) / divisor.to(tl.float64)
-    # Between passes: what a thread wrote is read by others.
-    tl.debug_barrier()
-    loss_m, total_m = tl.zeros([BLOCK_M], tl.float64), tl.zeros([BLOCK_M], tl.float64)
-    for start in range(0, (end - begin).to(tl.int32), BLOCK_M):
-        m = begin + start + tl.arange(0, BLOCK_M)
-        loss, total = _take_counts(
-            entries, m, m < end, n_entries, genes, counts, logits, dropout, theta, high, factor,
-            IS_SOFTMAX, LAW, BY_CELL, WANTS,
-        )  # fmt: skip
-        loss_m += loss
-        total_m += total
-    tl.debug_barrier()
+    high = tl.load(cells + HIGH * n_rows + r).to(real)
+    divisor = tl.load(cells + DIVISOR * n_rows + r)
+    factor = tl.load(size_r + r) / divisor
     f = factor.to(real)
     loss_g, total_g = tl.zeros([BLOCK_G], real), tl.zeros([BLOCK_G], real)
     for start in range(0, n_genes, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)
-        inner, mu, loss, by_mu, by_theta, by_dropout = _zeros_at(
+        _, mu, loss, by_mu, _, _ = _zeros_at(
             g, n_genes, logits, dropout, theta, high, f, IS_SOFTMAX, LAW, BY_CELL
         )
         loss_g += loss
         total_g += mu * by_mu
     mean = tl.zeros([], tl.float64)
     if LAW == "poisson" and IS_SOFTMAX:
-        mean += factor * divisor.to(tl.float64)
-    loss = tl.sum(loss_m, 0) + tl.sum(loss_g.to(tl.float64), 0) + mean
-    tl.store(loss_r + r, loss)
+        mean += factor * divisor
+    zeros_loss = tl.sum(loss_g.to(tl.float64), 0)
+    tl.store(loss_r + r, tl.load(cells + LOSS * n_rows + r) + zeros_loss + mean)
     if WANTS:
-        total = tl.sum(total_m, 0) + tl.sum(total_g.to(tl.float64), 0)
+        total = tl.load(cells + TOTAL * n_rows + r) + tl.sum(total_g.to(tl.float64), 0)
         weight = tl.load(weight_r + r)
         tl.store(size_slope_r + r, tl.where(weight != 0.0, weight * (total + mean), 0.0))
         shift = tl.zeros([], tl.float64)
         if IS_SOFTMAX:
-            shift += weight * total / divisor.to(tl.float64)
+            shift += weight * total / divisor
+        begin, end = tl.load(indptr_r + r), tl.load(indptr_r + r + 1)
+        # What all threads have read is overwritten from here on.
+        tl.debug_barrier()
         _write_slopes(
             logits, dropout, theta, theta_slope, begin, end, genes, counts, entries, n_entries,
             n_genes, high, factor, weight, shift,

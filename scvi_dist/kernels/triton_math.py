@@ -10,6 +10,7 @@ Abramowitz & Stegun 1964, 6.1.15 (recurrence), 6.1.41 and 6.3.18 (series), as in
 """
 
 import math
+
 import triton
 import triton.language as tl
 

@@ -121,9 +121,7 @@ def problem_of(case: Case, p: dict[str, Tensor]) -> CountProblem:
     )
 
 
-def leaves(
-    case: Case, dtype: torch.dtype, device: torch.device = DEVICE
-) -> dict[str, Tensor]:
+def leaves(case: Case, dtype: torch.dtype, device: torch.device = DEVICE) -> dict[str, Tensor]:
     found = {k: v.to(device, dtype) for k, v in case.parameters().items()}
     if case.by_unit:
         found |= {k: column_major(v) for k, v in found.items() if k.endswith(".weight")}

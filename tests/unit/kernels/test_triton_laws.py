@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from count_cases import DEVICE, DISPERSIONS, USABLE, Case, distances, fused, leaves, problem_of
+from count_cases import (
+    DEVICE,
+    DISPERSIONS,
+    USABLE,
+    Case,
+    distances,
+    fused,
+    leaves,
+    problem_of,
+    sparse,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -75,9 +85,7 @@ def test_sizes_need_not_fit_the_programs(law: str, shape: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("dispersion", DISPERSIONS)
 @pytest.mark.parametrize("law", LAWS)
-def test_blocks_of_cells_add_up(
-    law: str, dispersion: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_cells_add_up(law: str, dispersion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from scvi_dist.kernels import count_loss_triton
 
     monkeypatch.setattr(count_loss_triton, "BLOCK_BYTES", 1)
@@ -186,6 +194,16 @@ def step(module: VAE, batch: CellBatch, kernel: str) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **module.state_dict()}
 
 
+def cells(n: int, g: int, dtype: torch.dtype, n_padding: int = 0) -> CellBatch:
+    """A minibatch on the CPU; no cell is empty, since the logarithm of its size is no number."""
+    x_ng = np.random.default_rng(0).poisson(0.4, (n, g)).astype(np.float32)
+    x_ng[:, 0] += 1
+    counts = replace(sparse(x_ng), data=sparse(x_ng).data.to(dtype)).to("cpu")
+    codes = torch.arange(n).remainder(3)[:, None]
+    fields = {"batch": codes, "labels": torch.zeros_like(codes)}
+    return CellBatch(x=counts, fields=fields, rows=np.arange(n), n_global=n, n_padding=n_padding)
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -198,20 +216,8 @@ def step(module: VAE, batch: CellBatch, kernel: str) -> dict[str, Tensor]:
 )
 def test_a_step_of_training_is_that_of_torch(args: dict[str, Any]) -> None:
     torch.manual_seed(1)
-    n, case = 8, Case(n=8, g=30)
     module = VAE(n_input=30, n_batch=3, n_hidden=12, n_latent=4, **args).double().to(DEVICE)
-    x = problem_of(case, leaves(case, case.dtype)).counts
-    # A cell without counts has a library size of 0, whose logarithm is no number.
-    x.data.add_(1)
-    indptr = x.indptr.clone()
-    indptr[1:] += 1
-    first = torch.zeros(1, dtype=x.indices.dtype, device=DEVICE)
-    full = SparseCounts(
-        indptr, torch.cat([first, x.indices]), torch.cat([x.data[:1], x.data]).double(), 30
-    )
-    codes = torch.arange(n, device=DEVICE).remainder(3)[:, None]
-    fields = {"batch": codes, "labels": torch.zeros_like(codes)}
-    batch = CellBatch(x=full, fields=fields, rows=np.arange(n), n_global=n, n_padding=2)
+    batch = cells(8, 30, EXACT, n_padding=2).to(DEVICE)
     seen, expected = step(module, batch, "triton"), step(module, batch, "torch")
     assert seen.keys() == expected.keys()
     for name, value in expected.items():
@@ -219,19 +225,13 @@ def test_a_step_of_training_is_that_of_torch(args: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a CPU is never waited for")
-@pytest.mark.parametrize("law", LAWS)
-def test_nothing_waits_for_the_device(law: str) -> None:
-    case = Case(law=law, dispersion="group", n=200, g=300)
-    fused(case, "triton")
-    p = leaves(case, case.dtype)
-    problem, kernel = problem_of(case, p), kernel_for(DEVICE, "triton")
-    weight_n = torch.ones(case.n, device=DEVICE)
-    slope_nh, gradient_gh = torch.ones(case.n, 8, device=DEVICE), torch.zeros(300, 8, device=DEVICE)
+@pytest.mark.parametrize("args", [{}, {"gene_likelihood": "nb", "dispersion": "gene-batch"}])
+def test_a_step_does_not_wait_for_the_device(args: dict[str, Any]) -> None:
+    module = VAE(n_input=300, n_batch=3, n_hidden=12, n_latent=4, **args).to(DEVICE)
+    batch = cells(200, 300, torch.float32)
+    step(module, batch.to(DEVICE), "triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kernel.count_loss(problem, weight_n, ALL)
-        kernel.multiply(problem.counts, gradient_gh)
-        kernel.scatter(problem.counts, slope_nh, gradient_gh)
-        kernel.row_sums(problem.counts)
+        step(module, batch.pin_memory().to(DEVICE, non_blocking=True), "triton")
     finally:
         torch.cuda.set_sync_debug_mode("default")

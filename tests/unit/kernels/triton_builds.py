@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from scvi_dist.kernels import count_loss_triton, products_triton
-from scvi_dist.kernels.count_rows_triton import count_rows
+from scvi_dist.kernels.count_rows_triton import put_together, take_counts
 from scvi_dist.kernels.problem import LAWS
 from scvi_dist.kernels.triton_math import OPTIONS
 
@@ -31,13 +31,14 @@ Variant = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
 
 def count_variants(real: str) -> Iterator[Variant]:
-    arrays = {
-        **dict.fromkeys(("logits_rg", "dropout_rg", "theta_tg", "theta_slope_rg"), f"*{real}"),
-        **{"indptr_r": "*i64", "genes": "*i32", "counts": "*fp32"},
-        **{"size_r": "*fp64", "weight_r": "*fp64", "kind_r": "*i64"},
-        **{"loss_r": "*fp64", "size_slope_r": "*fp64", "entries": f"*{real}"},
-        **{"n_genes": "i32", "n_entries": "i32"},
-    }
+    logits = dict.fromkeys(("logits_rg", "dropout_rg", "theta_tg"), f"*{real}")
+    slopes = {"theta_slope_rg": f"*{real}"}
+    rows = {"indptr_r": "*i64", "genes": "*i32", "counts": "*fp32", "size_r": "*fp64"}
+    kept = {"kind_r": "*i64", "cells": "*fp64", "entries": f"*{real}"}
+    results = {"loss_r": "*fp64", "size_slope_r": "*fp64"}
+    numbers = {"n_genes": "i32", "n_entries": "i32"}
+    taken = {**logits, **rows, **kept, **numbers}
+    put = {**logits, **slopes, **rows, "weight_r": "*fp64", **kept, **results, **numbers}
     sizes = {"BLOCK_G": count_loss_triton.BLOCK_G, "BLOCK_M": count_loss_triton.BLOCK_M}
     # Dispersions that are trained, of each cell, or frozen; and losses alone.
     trained = {"BY_CELL": False, "WANTS": True, "WANTS_THETA": True}
@@ -46,10 +47,16 @@ def count_variants(real: str) -> Iterator[Variant]:
     alone = {**frozen, "WANTS": False}
     for law in LAWS:
         kinds = [frozen, alone]
-        kinds = kinds if law == "poisson" else [trained, by_cell, *kinds, {**alone, "BY_CELL": True}]
+        kinds = (
+            kinds if law == "poisson" else [trained, by_cell, *kinds, {**alone, "BY_CELL": True}]
+        )
         for scale, kind in product((True, False), kinds):
             flags = {"IS_SOFTMAX": scale, "LAW": law, **kind}
-            yield count_rows, arrays, {**flags, **sizes}, {"num_warps": count_loss_triton.N_WARPS}
+            options = {"num_warps": count_loss_triton.N_WARPS}
+            yield put_together, put, {**flags, **sizes}, options
+            if flags["WANTS_THETA"] or law == "poisson" or not flags["WANTS"]:
+                del flags["WANTS_THETA"]
+                yield take_counts, taken, {**flags, **sizes}, options
 
 
 def product_variants(real: str) -> Iterator[Variant]:
@@ -76,17 +83,22 @@ def is_usual(variant: Variant) -> bool:
     )
 
 
-def built(variant: Variant, capability: int) -> dict[str, Any]:
+def attributes(types: dict[str, str]) -> dict[tuple[int], list[list[Any]]]:
+    """What a launch finds where all sizes and addresses are multiples of 16: wide loads."""
+    return {(place,): [["tt.divisibility", 16]] for place in range(len(types))}
+
+
+def built(variant: Variant, capability: int, is_aligned: bool) -> dict[str, Any]:
     """What comes of one variant."""
     kernel, types, constants, options = variant
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(kernel, signature, constants, attributes(types) if is_aligned else None)
     target = GPUTarget("cuda", capability, 32)
-    code = triton.compile(
-        ASTSource(kernel, signature, constants), target=target, options={**OPTIONS, **options}
-    )
+    code = triton.compile(source, target=target, options={**OPTIONS, **options})
     return {
         "kernel": kernel.__name__,
         "gpu": f"sm_{capability}",
+        "aligned": is_aligned,
         "variant": {**types, **constants},
         "shared_bytes": code.metadata.shared,
         **resources(code.asm["cubin"]),
@@ -112,9 +124,9 @@ def main() -> None:
     args = parser.parse_args()
     for real in ("fp32", "fp64") if args.all else ("fp32",):
         for variant in [*count_variants(real), *product_variants(real)]:
-            for capability in args.capability:
-                if args.all or is_usual(variant):
-                    print(json.dumps(built(variant, capability)), flush=True)
+            for capability, is_aligned in product(args.capability, (True, False)):
+                if args.all or (is_usual(variant) and is_aligned):
+                    print(json.dumps(built(variant, capability, is_aligned)), flush=True)
 
 
 if __name__ == "__main__":
