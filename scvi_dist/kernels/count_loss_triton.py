@@ -1,7 +1,8 @@
 """Likelihoods of counts by Triton's kernels, between the matrix products of torch. For GPUs.
 
 Cells are done block by block; a block's logits stay in the cache of the device until they are used
-again. Nothing waits for the device, and sums are taken in the same order each time.
+again. Nothing waits for the device, and sums are taken in the same order each time. Whether torch
+may round what it multiplies to TF32, ``torch.set_float32_matmul_precision`` says.
 
 Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden units, ``t`` kinds of
 cells that have dispersions of their own, ``m`` counts.

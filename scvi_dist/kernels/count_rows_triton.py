@@ -130,7 +130,8 @@ def _counted(
     return tl.where(is_count, loss, 0.0), total
 
 
-@triton.jit
+# Each minibatch has another number of entries: code for each kind of number would be built anew.
+@triton.jit(do_not_specialize=["n_entries"])
 def take_counts(
     logits_rg: tl.tensor,
     dropout_rg: tl.tensor,
@@ -250,7 +251,7 @@ def _write_slopes(
             tl.store(theta_slope + g, tl.where(has_part, w * by_theta, 0.0), is_count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_entries"])
 def put_together(
     logits_rg: tl.tensor,
     dropout_rg: tl.tensor,
