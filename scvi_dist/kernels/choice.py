@@ -1,10 +1,8 @@
 """Which implementation a module computes with: the same functions, for each a name."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from scvi_dist.batch import SparseCounts
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels import triton_support
 from scvi_dist.kernels.count_loss import Evaluate
 
 HiddenLayer: TypeAlias = Callable[[Any, nn.Linear, nn.BatchNorm1d, Tensor | None, float], Tensor]
@@ -86,29 +85,6 @@ def _triton() -> Kernel:
     )
 
 
-def _runs_triton(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return _has_triton() and _compiles_for(device)
-    return device.type == "cpu" and _interprets() and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-@cache
-def _compiles_for(device: torch.device) -> bool:
-    """Whether kernels are built for this GPU: by NVIDIA, and of compute capability 8 or more."""
-    is_there = torch.version.cuda is not None and torch.cuda.is_available()
-    return is_there and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _interprets() -> bool:
-    """Whether Triton runs kernels without a device, as slowly as Python, to test them."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "numba": cache(_numba),
     "triton": cache(_triton),
@@ -117,7 +93,7 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 """The first that works on a device is its default."""
 _WORKS_ON: dict[str, Callable[[torch.device], bool]] = {
     "numba": lambda device: device.type == "cpu",
-    "triton": _runs_triton,
+    "triton": lambda device: triton_support.missing(device) is None,
     "torch": lambda device: True,
 }
 
@@ -158,11 +134,11 @@ def usable_name(name: str, device: torch.device) -> str:
     ConfigError
         There is none of this name, or it is Triton's and cannot run there.
     """
-    if checked_name(name) == "triton" and not _runs_triton(device):
-        what = "the package 'triton' is not installed" if not _has_triton() else f"this is {device}"
+    what = triton_support.missing(device) if checked_name(name) == "triton" else None
+    if what is not None:
         raise ConfigError(
-            "The kernel 'triton' needs the package 'triton' and an NVIDIA GPU of compute "
-            f"capability 8.0 or more (or, for tests, TRITON_INTERPRET=1 and a CPU), but {what}. "
-            "Move the module to such a GPU before, where it is the default; or set None."
+            f"The kernel 'triton' cannot compute here: {what}. It is for NVIDIA GPUs of compute "
+            "capability 8.0 or more, and the default on those. Move the module to such a device "
+            "before, or choose another kernel."
         )
     return name

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from scvi_dist.errors import ConfigError
-from scvi_dist.kernels import choice
+from scvi_dist.kernels import triton_support
 from scvi_dist.kernels.choice import default_kernel, usable_name, works_on
 from scvi_dist.module import VAE, CellAssignModule
 
@@ -123,7 +123,7 @@ def test_triton_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not works_on("triton", torch.device("mps"))
     assert default_kernel(torch.device("mps")) == "torch"
     module = VAE(n_input=5)
-    with pytest.raises(ConfigError, match=r"'triton' needs.* this is cpu"):
+    with pytest.raises(ConfigError, match=r"'triton' cannot compute here: this is a CPU"):
         module.kernel = "triton"
     assert module.kernel == "numba"
 
@@ -139,13 +139,27 @@ def test_a_cpu_is_given_triton_only_by_name(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    choice._has_triton.cache_clear()
+    triton_support._is_installed.cache_clear()
     try:
         assert not works_on("triton", CPU)
         with pytest.raises(ConfigError, match="'triton' is not installed"):
             usable_name("triton", CPU)
     finally:
-        choice._has_triton.cache_clear()
+        triton_support._is_installed.cache_clear()
+
+
+def test_without_a_compiler_a_gpu_computes_with_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Triton would fail in the first step."""
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setenv("CC", "cc")
+    assert f"{tmp_path}/Python.h" in str(triton_support._missing_to_build())
+    (tmp_path / "Python.h").touch()
+    assert triton_support._missing_to_build() is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert "no C compiler" in str(triton_support._missing_to_build())
 
 
 def test_cell_types_have_no_kernel_of_triton() -> None:
