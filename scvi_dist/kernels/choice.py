@@ -1,6 +1,6 @@
 """Which implementation a module computes with: the same functions, for each a name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scvi_dist.batch import SparseCounts
 from scvi_dist.errors import ConfigError, did_you_mean
+from scvi_dist.kernels import triton_support
 from scvi_dist.kernels.count_loss import Evaluate
 
 HiddenLayer: TypeAlias = Callable[[Any, nn.Linear, nn.BatchNorm1d, Tensor | None, float], Tensor]
@@ -70,9 +71,31 @@ def _torch() -> Kernel:
     )
 
 
-KERNELS: dict[str, Callable[[], Kernel]] = {"numba": cache(_numba), "torch": cache(_torch)}
+def _triton() -> Kernel:
+    # Triton loads a compiler, and is not there on every machine.
+    from scvi_dist.kernels import count_loss_triton, products_triton
+
+    return Kernel(
+        "triton",
+        count_loss_triton.evaluate,
+        products_triton.multiply,
+        products_triton.scatter,
+        products_triton.log1p,
+        products_triton.row_sums,
+    )
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "numba": cache(_numba),
+    "triton": cache(_triton),
+    "torch": cache(_torch),
+}
 """The first that works on a device is its default."""
-_DEVICES: dict[str, frozenset[str] | None] = {"numba": frozenset({"cpu"}), "torch": None}
+_WORKS_ON: dict[str, Callable[[torch.device], bool]] = {
+    "numba": lambda device: device.type == "cpu",
+    "triton": lambda device: triton_support.missing(device) is None,
+    "torch": lambda device: True,
+}
 
 
 def kernel_for(device: torch.device, name: str | None = None) -> Kernel:
@@ -87,11 +110,10 @@ def default_kernel(device: torch.device) -> str:
 
 def works_on(name: str, device: torch.device) -> bool:
     """Whether an implementation computes on that device."""
-    devices = _DEVICES[name]
-    return devices is None or device.type in devices
+    return _WORKS_ON[name](device)
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: str, names: Iterable[str] = KERNELS) -> str:
     """The name of an implementation.
 
     Raises
@@ -99,6 +121,24 @@ def checked_name(name: str) -> str:
     ConfigError
         There is none of this name.
     """
-    if name not in KERNELS:
-        raise ConfigError(f"There is no kernel {name!r}; {did_you_mean(name, KERNELS)}")
+    if name not in names:
+        raise ConfigError(f"There is no kernel {name!r} here; {did_you_mean(name, names)}")
+    return name
+
+
+def usable_name(name: str, device: torch.device) -> str:
+    """The name of an implementation that somebody asks for while a module is on a device.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name, or it is Triton's and cannot run there.
+    """
+    what = triton_support.missing(device) if checked_name(name) == "triton" else None
+    if what is not None:
+        raise ConfigError(
+            f"The kernel 'triton' cannot compute here: {what}. It is for NVIDIA GPUs of compute "
+            "capability 8.0 or more, and the default on those. Move the module to such a device "
+            "before, or choose another kernel."
+        )
     return name

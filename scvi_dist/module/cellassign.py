@@ -125,7 +125,7 @@ class CellAssignModule(BaseModule):
 
     @kernel.setter
     def kernel(self, name: str | None) -> None:
-        self._kernel = None if name is None else checked_name(name)
+        self._kernel = None if name is None else checked_name(name, KERNELS)
 
     def _adopt(self, unused: VAE) -> None:
         """Take the parts of a VAE as our own, under their names, for the state alone."""

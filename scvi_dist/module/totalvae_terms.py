@@ -109,6 +109,7 @@ def protein_loss_by_parts(
 
 PROTEIN_LOSSES: dict[str, Callable[..., ProteinTerms]] = {
     "numba": protein_loss,
+    "triton": protein_loss_by_parts,
     "torch": protein_loss_by_parts,
 }
 """By the name that a module's ``kernel`` has."""

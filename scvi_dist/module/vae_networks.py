@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from scvi_dist.batch import REGISTRY_KEYS, SparseCounts
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
-from scvi_dist.kernels.choice import checked_name, default_kernel, kernel_for, works_on
+from scvi_dist.kernels.choice import default_kernel, kernel_for, usable_name, works_on
 from scvi_dist.kernels.problem import CountProblem, Head, Law
 from scvi_dist.kernels.sparse_linear import SparseColumns, column_major
 from scvi_dist.module.base import BaseModule, Tensors
@@ -108,7 +108,7 @@ class VAENetworks(BaseModule):
 
     @kernel.setter
     def kernel(self, name: str | None) -> None:
-        self._asked_kernel = None if name is None else checked_name(name)
+        self._asked_kernel = None if name is None else usable_name(name, self.device)
 
     def _counts(self, tensors: Tensors) -> Tensor | SparseCounts:
         """The counts as the encoders take them."""

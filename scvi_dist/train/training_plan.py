@@ -304,7 +304,11 @@ class TrainingPlan(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: CellBatch, device: torch.device, dataloader_idx: int
     ) -> CellBatch:
-        return batch if device.type == "cpu" else batch.to(device, non_blocking=True)
+        if device.type == "cpu":
+            return batch
+        # From memory that can be paged out CUDA copies only after all work before it is done.
+        batch = batch.pin_memory() if device.type == "cuda" else batch
+        return batch.to(device, non_blocking=True)
 
     def unbind_noise(self) -> None:
         """Give the module's noise back to torch's generator."""

@@ -1,5 +1,9 @@
-"""Problems for the kernels, scvi-tools' formula for them, and how far two answers are apart."""
+"""Problems for the kernels, scvi-tools' formula for them, and how far two answers are apart.
 
+The kernels compute on the device that SCVI_DIST_TEST_DEVICE names, a CPU where it names none.
+"""
+
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scvi_dist.batch import SparseCounts
-from scvi_dist.kernels.choice import KERNELS
+from scvi_dist.kernels.choice import KERNELS, works_on
 from scvi_dist.kernels.count_loss import Expected, count_loss
 from scvi_dist.kernels.problem import CountProblem, Head, Law
 from scvi_dist.kernels.sparse_linear import column_major
 
 EPS = 1e-8
 DISPERSIONS = ("gene", "group", "cell")
+DEVICE = torch.device(os.environ.get("SCVI_DIST_TEST_DEVICE", "cpu"))
+USABLE = [name for name in KERNELS if works_on(name, DEVICE)]
+"""Names of the kernels that compute on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,7 @@ def sparse(x_ng: np.ndarray) -> SparseCounts:
         torch.from_numpy(genes.astype(np.int32)),
         torch.from_numpy(x_ng[rows, genes].astype(np.float32)),
         x_ng.shape[1],
-    )
+    ).to(DEVICE)
 
 
 def problem_of(case: Case, p: dict[str, Tensor]) -> CountProblem:
@@ -109,13 +116,13 @@ def problem_of(case: Case, p: dict[str, Tensor]) -> CountProblem:
         hidden_nh=p["hidden"],
         log_size_n=p["log_size"],
         log_theta_tg=p.get("log_theta"),
-        group_n=case.groups() if case.dispersion == "group" else None,
+        group_n=case.groups().to(DEVICE) if case.dispersion == "group" else None,
         **heads,
     )
 
 
-def leaves(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    found = {k: v.to(dtype) for k, v in case.parameters().items()}
+def leaves(case: Case, dtype: torch.dtype, device: torch.device = DEVICE) -> dict[str, Tensor]:
+    found = {k: v.to(device, dtype) for k, v in case.parameters().items()}
     if case.by_unit:
         found |= {k: column_major(v) for k, v in found.items() if k.endswith(".weight")}
     return {k: v.requires_grad_() for k, v in found.items()}
@@ -133,12 +140,13 @@ def fused(case: Case, kernel: str) -> dict[str, Tensor]:
     evaluate = KERNELS[kernel]().count_loss
     loss_n = count_loss(problem_of(case, p), evaluate, Expected(n_real, 1 / n_real))
     objective(case, loss_n).backward()
-    return {"loss": loss_n.detach()[:n_real], **{k: v.grad for k, v in p.items()}}
+    found = {"loss": loss_n.detach()[:n_real], **{k: v.grad for k, v in p.items()}}
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def by_formula(case: Case, dtype: torch.dtype, exact: bool) -> dict[str, Tensor]:
     """The same by autograd through scvi-tools' formula as it stands, or through an exact one."""
-    p = leaves(case, dtype)
+    p = leaves(case, dtype, torch.device("cpu"))
     x = torch.from_numpy(case.counts_ng()).to(dtype)
     logits = p["hidden"] @ p["scale.weight"].t() + p["scale.bias"]
     scale = torch.softmax(logits, -1) if case.scale == "softmax" else F.softplus(logits)
