@@ -134,6 +134,10 @@ class WarmUpWarning(UserWarning):
     """Training ends before the divergence from the prior has its full weight."""
 
 
+class KernelWarning(UserWarning):
+    """The fast kernels of a device do not work there: others compute in their place."""
+
+
 class PrecisionWarning(UserWarning):
     """Arithmetic was asked for that costs quality and gains nothing."""
 

@@ -64,7 +64,7 @@ def _add_columns(
     unit = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_unit = unit < n_units
     begin, end = tl.load(first_g + gene), tl.load(first_g + gene + 1)
-    total = tl.load(gradient_gh + gene * n_units + unit, is_unit, other=0.0)
+    total = tl.zeros([BLOCK_H], gradient_gh.dtype.element_ty)
     for start in range(0, (end - begin).to(tl.int32), N_ROWS):
         k = begin + start + tl.arange(0, N_ROWS)
         m = tl.load(order_m + k, k < end, other=0)
@@ -112,7 +112,7 @@ def multiply(x: SparseCounts, weight_gh: Tensor) -> Tensor:
 
 
 def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
-    """Add the product of the transposed rows with the slopes to the gradient.
+    """Fill the gradient, which is contiguous, with the transposed rows times the slopes.
 
     Entries are sorted by column first: adding to shared places as they come would give other sums
     each time, and all cells share the genes that most of them have.
@@ -120,6 +120,7 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
     g, h = gradient_gh.shape
     n, m = x.shape[0], len(x.data)
     if not m or not h:
+        gradient_gh.zero_()
         return
     rows_n = torch.arange(n, device=x.data.device)
     rows_m = torch.repeat_interleave(rows_n, x.indptr.diff(), output_size=m)

@@ -1,13 +1,16 @@
-"""Whether Triton's kernels can run on a device; Triton itself is not imported for that."""
+"""Whether Triton's kernels can run on a device. Triton itself is imported for GPUs only."""
 
 import os
 import shutil
 import sysconfig
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
+from scvi_dist.errors import KernelWarning
 
 LEAST_CAPABILITY = (8, 0)
 """Of a GPU: kernels are built for those since the A100."""
@@ -41,7 +44,21 @@ def _missing_on_gpu(device: torch.device) -> str | None:
         )
     if not _is_installed():
         return _NOT_INSTALLED
-    return _missing_to_build()
+    return _missing_to_build() or _failed_trial(device)
+
+
+def _failed_trial(device: torch.device) -> str | None:
+    from scvi_dist.kernels import triton_trial
+
+    what = triton_trial.failure(device)
+    if what is not None:
+        warnings.warn(
+            f"Triton's kernels are not used on {device}, torch computes in their place: {what}. "
+            "Please report it with the versions of torch, of Triton and of the driver.",
+            KernelWarning,
+            stacklevel=2,
+        )
+    return what
 
 
 @cache

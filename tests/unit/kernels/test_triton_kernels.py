@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scvi_dist.errors import ConfigError
+from scvi_dist.errors import ConfigError, KernelWarning
 from scvi_dist.kernels import triton_support
 from scvi_dist.kernels.choice import default_kernel, usable_name, works_on
 from scvi_dist.module import VAE, CellAssignModule
@@ -160,6 +160,17 @@ def test_without_a_compiler_a_gpu_computes_with_torch(
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")
     assert "no C compiler" in str(triton_support._missing_to_build())
+
+
+@needs_triton
+def test_a_gpu_whose_trial_fails_computes_with_torch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from scvi_dist.kernels import triton_trial
+
+    monkeypatch.setattr(triton_trial, "failure", lambda device: "it is on fire")
+    with pytest.warns(KernelWarning, match=r"not used on cuda:1, torch .*: it is on fire\."):
+        assert triton_support._failed_trial(torch.device("cuda:1")) == "it is on fire"
 
 
 def test_cell_types_have_no_kernel_of_triton() -> None:

@@ -146,7 +146,7 @@ def test_results_do_not_depend_on_chance() -> None:
     slope_nh = torch.randn(case.n, 20, device=DEVICE)
     sums = []
     for _ in range(2):
-        sums.append(torch.zeros(case.g, 20, device=DEVICE))
+        sums.append(torch.empty(case.g, 20, device=DEVICE))
         kernel.scatter(x, slope_nh, sums[-1])
     assert torch.equal(*sums)
 
@@ -162,9 +162,9 @@ def test_products_are_those_of_dense_rows(h: int, dtype: torch.dtype) -> None:
     rtol = 1e-5 if dtype == torch.float32 else 1e-12
     close: dict[str, float] = {"rtol": rtol, "atol": rtol * 100}
     assert_close(kernel.multiply(x, weight_gh), dense_ng @ weight_gh, **close)
-    gradient_gh = torch.ones(45, h, dtype=dtype, device=DEVICE)
+    gradient_gh = torch.full((45, h), math.nan, dtype=dtype, device=DEVICE)
     kernel.scatter(x, slope_nh, gradient_gh)
-    assert_close(gradient_gh, 1 + dense_ng.t() @ slope_nh, **close)
+    assert_close(gradient_gh, dense_ng.t() @ slope_nh, **close)
 
 
 def test_nothing_comes_of_no_cells_and_of_empty_ones() -> None:
@@ -176,9 +176,9 @@ def test_nothing_comes_of_no_cells_and_of_empty_ones() -> None:
         x = SparseCounts(indptr, nothing.int(), nothing, 6)
         assert kernel.multiply(x, weight_gh).tolist() == [[0.0] * 3] * n
         assert kernel.row_sums(x).tolist() == [0.0] * n
-        gradient_gh = weight_gh.clone()
+        gradient_gh = torch.full_like(weight_gh, math.nan)
         kernel.scatter(x, torch.ones(n, 3, device=DEVICE), gradient_gh)
-        assert torch.equal(gradient_gh, weight_gh)
+        assert not gradient_gh.any()
 
 
 def step(module: VAE, batch: CellBatch, kernel: str) -> dict[str, Tensor]:
@@ -235,3 +235,33 @@ def test_a_step_does_not_wait_for_the_device(args: dict[str, Any]) -> None:
         step(module, batch.pin_memory().to(DEVICE, non_blocking=True), "triton")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_trial_passes_where_the_kernels_compute_what_torch_does() -> None:
+    from scvi_dist.kernels import triton_trial
+
+    torch.manual_seed(1)
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(1))
+    assert triton_trial.failure(DEVICE) is None
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_trial_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scvi_dist.kernels import count_loss_triton, products_triton, triton_trial
+
+    def wrong(*arguments: Any) -> CountResult:
+        result = right(*arguments)
+        result.gradients["dropout.bias"][7] = math.nan
+        return result
+
+    def broken(x: SparseCounts, weight_gh: Tensor) -> Tensor:
+        raise RuntimeError("no image for this device")
+
+    right = count_loss_triton.evaluate
+    monkeypatch.setattr(count_loss_triton, "evaluate", wrong)
+    seen = "on a few cells they give another gradient by dropout.bias than torch"
+    assert triton_trial.failure(DEVICE) == seen
+    monkeypatch.setattr(products_triton, "multiply", broken)
+    assert triton_trial.failure(DEVICE) == (
+        "on a few cells they failed with RuntimeError: no image for this device"
+    )
