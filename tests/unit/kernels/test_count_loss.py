@@ -231,8 +231,10 @@ def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_choice_follows_the_device() -> None:
     assert default_kernel(torch.device("cpu")) == "numba"
-    assert default_kernel(torch.device("cuda")) == "torch"
-    assert not works_on("numba", torch.device("cuda"))
+    gpu = torch.device("cuda")
+    assert default_kernel(gpu) == ("triton" if works_on("triton", gpu) else "torch")
+    assert not works_on("numba", gpu)
+    assert default_kernel(torch.device("meta")) == "torch"
 
 
 def test_kernels_give_the_same_answers() -> None:
