@@ -120,7 +120,7 @@ class _Evaluation:
     def _own_table(self, thread: int) -> Dispersions:
         """A row to fill for each cell, where each has its own."""
         shape = (1, self.p.counts.n_genes)
-        names = ("theta", "inverse", "ratio")
+        names = Dispersions._fields
         return Dispersions(*(_SPACE.array(f"{k} {thread}", shape, self.real) for k in names))
 
     def block(self, first: int, stop: int) -> None:

@@ -53,15 +53,15 @@ def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
 
 @part(SUMS)
 def dispersion_row(
-    log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, ratio: np.ndarray, eps: Any
+    log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, padded: np.ndarray, eps: Any
 ) -> None:
-    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``."""
+    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ + ε``."""
     one = theta.dtype.type(1.0)
     for i in range(theta.size):
         value = exp(log_theta[i])
         theta[i] = value
         inverse[i] = one / (value + eps)
-        ratio[i] = value * inverse[i]
+        padded[i] = value + eps
 
 
 @part(SUMS)
@@ -69,7 +69,7 @@ def nb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
     inverse: np.ndarray,
-    ratio: np.ndarray,
+    padded: np.ndarray,
     factor: Any,
     weight: Any,
     slope: np.ndarray,
@@ -79,12 +79,12 @@ def nb_zeros(
 
     ``slope`` becomes the derivative by the mean; the derivative by ``θ`` is added to ``theta_sum``.
     """
-    one, loss, total = scale.dtype.type(1.0), scale.dtype.type(0.0), scale.dtype.type(0.0)
+    loss, total = scale.dtype.type(0.0), scale.dtype.type(0.0)
     for i in range(scale.size):
         mu = scale[i] * factor
         t = mu * inverse[i]
         growth = log1p(t)
-        d = ratio[i] * (one / (one + t))
+        d = theta[i] / (padded[i] + mu)
         loss += theta[i] * growth
         slope[i] = d
         total += mu * d
@@ -126,7 +126,7 @@ def zinb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
     inverse: np.ndarray,
-    ratio: np.ndarray,
+    padded: np.ndarray,
     factor: Any,
     weight: Any,
     slope: np.ndarray,
@@ -162,7 +162,7 @@ def zinb_zeros(
         # Not v - p, which would round by the size of p.
         linear = (log_zero if v > zero else -p) if p > zero else zero
         loss -= linear + log_of_ratio((one + e_v) * by_p)
-        d = sigmoid_v * (ratio[i] * (one / (one + t)))
+        d = sigmoid_v * (theta[i] / (padded[i] + mu))
         slope[i] = d
         total += mu * d
         theta_sum[i] += weight * (sigmoid_v * growth - t * d)
