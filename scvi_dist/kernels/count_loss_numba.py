@@ -32,8 +32,10 @@ BLOCK_ENTRIES = 3_000_000
 LEAST_ROWS, MOST_ROWS = 64, 512
 """Of a block: matrix products of fewer rows are slow, of more no faster."""
 
-LEAST_ROWS_OF_THREAD = 16
+LEAST_ROWS_OF_PART = 16
 """Of fewer rows the products take longer to lay out the weights than to multiply."""
+LEAST_ENTRIES_OF_PART = 20_000
+"""Logits that take some 0.2 ms: less is not worth a thread."""
 
 MOST_ACTIVE = 0.75
 """Part of the hidden units, from which on dense products are faster."""
@@ -91,7 +93,8 @@ class _Evaluation:
             if f"{name}.weight" in wanted:
                 self.gradients[f"{name}.weight"] = torch.empty_like(head.weight_gh)
         self.table = None if problem.log_theta_tg is None else _table(problem.log_theta_tg)
-        n_parts = max(1, min(threads.n_threads(), n // LEAST_ROWS_OF_THREAD))
+        least = max(LEAST_ROWS_OF_PART * counts.n_genes, LEAST_ENTRIES_OF_PART)
+        n_parts = threads.n_parts(n * counts.n_genes, least)
         self.parts = [self._part(k) for k in range(n_parts)]
 
     def _part(self, thread: int) -> _Part:

@@ -10,6 +10,8 @@ from scvi_dist.batch import SparseCounts
 from scvi_dist.kernels import sparse_rows, threads
 from scvi_dist.kernels.workspace import Workspace
 
+LEAST_PRODUCTS_OF_PART = 1_000_000
+"""They take some 50 microseconds: fewer are not worth a thread."""
 _SPACE = Workspace()
 
 
@@ -36,7 +38,8 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
 
 
 def _multiply(csr: tuple[np.ndarray, ...], matrix_kh: Tensor, out_nh: Tensor) -> None:
-    spans = threads.cuts(0, len(out_nh), threads.n_threads())
+    n_products = len(csr[1]) * matrix_kh.shape[1]
+    spans = threads.cuts(0, len(out_nh), threads.n_parts(n_products, LEAST_PRODUCTS_OF_PART))
     arrays = *csr, matrix_kh.numpy(), out_nh.numpy()
     threads.run([partial(sparse_rows.multiply_rows, *ab, *arrays) for ab in spans])
 

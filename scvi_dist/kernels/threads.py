@@ -53,6 +53,15 @@ def for_loops(wanted: bool = True) -> Iterator[None]:
         _KEPT.count = kept
 
 
+def n_parts(work: int, least: int) -> int:
+    """Parts of a piece of work, one for each thread, but none of less than ``least``.
+
+    To hand a part to a thread takes some 20 microseconds; those of a large machine would spend a
+    minibatch on that.
+    """
+    return max(1, min(n_threads(), work // least))
+
+
 def cuts(start: int, stop: int, n_parts: int) -> list[tuple[int, int]]:
     """The stretch ``start … stop`` in at most ``n_parts`` parts of nearly equal length."""
     n = stop - start

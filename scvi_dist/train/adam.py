@@ -13,6 +13,8 @@ from scvi_dist.kernels import threads
 
 _NOT_HERE = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 """Options of torch's that the compiled step has not."""
+LEAST_OF_PART = 150_000
+"""Numbers whose step takes some 0.1 ms: fewer are not worth a thread."""
 _AVERAGES = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -140,7 +142,8 @@ def _step(group: dict[str, Any], table: np.ndarray) -> None:
     # numba takes long to load, and not every process trains.
     from scvi_dist.kernels.adam_rows import Rates, adam_rows, count_steps
 
-    n, (beta, beta_square) = threads.n_threads(), group["betas"]
+    n = threads.n_parts(int(table[:, 5].sum()), LEAST_OF_PART)
+    beta, beta_square = group["betas"]
     numbers = group["lr"], beta, beta_square, group["eps"], group["weight_decay"]
     rates = Rates(*map(float, numbers))
     threads.run([partial(adam_rows, table, k, n, rates) for k in range(n)])

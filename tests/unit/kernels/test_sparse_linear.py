@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels import products_numba
 from scvi_dist.kernels.choice import KERNELS, checked_name, kernel_for
 from scvi_dist.kernels.problem import Head
 from scvi_dist.kernels.scales import log_totals, scales_of
@@ -85,7 +86,10 @@ def test_gradients_of_the_layer_are_exact(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_gradients_do_not_depend_on_the_threads(n_threads: int) -> None:
+def test_gradients_do_not_depend_on_the_threads(
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_numba, "LEAST_PRODUCTS_OF_PART", 1)
     implementation = kernel_for(torch.device("cpu"), "numba")
     columns = SparseColumns(sparse(counts(50, 30)), None, implementation)
     layer = torch.nn.Linear(30, 37)

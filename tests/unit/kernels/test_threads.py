@@ -49,6 +49,11 @@ def test_tasks_run_side_by_side_on_one_core_each(within: bool) -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize(("work", "n_parts"), [(0, 1), (9, 1), (19, 1), (20, 2), (10**9, 2)])
+def test_parts_are_worth_a_thread(work: int, n_parts: int) -> None:
+    assert threads.n_parts(work, least=10) == n_parts
+
+
 def test_an_error_of_any_task_is_raised() -> None:
     def fail() -> None:
         raise ArithmeticError
