@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scvi_dist.kernels import threads
 from scvi_dist.kernels.choice import KERNELS
 from scvi_dist.kernels.posterior import posterior
 from scvi_dist.nn.encoder import Encoder
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NoiseStream
+from scvi_dist.train import adam
 from scvi_dist.train.adam import Adam
 
 N_CELLS = 33
@@ -65,7 +67,12 @@ def test_a_posterior_is_what_its_law_says() -> None:
     torch.testing.assert_close(divergence, truth)
 
 
-def test_adam_moves_as_torch_does_and_goes_on_after_loading() -> None:
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_adam_moves_as_torch_does_and_goes_on_after_loading(
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam, "LEAST_OF_PART", 1)
+    monkeypatch.setattr(threads, "n_threads", lambda: n_threads)
     torch.manual_seed(0)
     start = [torch.randn(4, 3).t().contiguous().t(), torch.randn(5), torch.randn(2, 6)]
     kinds = {"ours": Adam, "torch": torch.optim.Adam}
@@ -86,5 +93,10 @@ def test_adam_moves_as_torch_does_and_goes_on_after_loading() -> None:
                 optimizer = kind(params, **options, fused=name == "ours" or None)
                 optimizer.load_state_dict(state)
             optimizer.step()
+            if step == 4:
+                # Moved, as a module is that changes its layout or its device and back.
+                params[1].data = params[1].data.clone()
+                state = optimizer.state[params[1]]
+                state["exp_avg"] = state["exp_avg"].clone()
         found[name] = [p.detach() for p in params]
     torch.testing.assert_close(found["ours"], found["torch"], rtol=1e-6, atol=1e-6)
