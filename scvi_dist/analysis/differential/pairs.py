@@ -23,11 +23,12 @@ from scvi_dist.analysis.differential.statistics import (
     interval_name,
 )
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels.lanes import LANES
 
 IN_MEMORY_BYTES = 300 << 20
 """Draws of one population that take more are kept in a temporary file."""
-TILE = 32
-"""Features of a tile: 10,000 draws of them, and the changes of 5,000 pairs, take 2 MB."""
+_LINE = 16
+"""Numbers of a line of the processor's cache: a vector that lies in two takes twice as long."""
 LFC_COLUMNS = ("lfc_mean", "lfc_median", "lfc_std", "lfc_min", "lfc_max")
 
 
@@ -42,10 +43,14 @@ class Scratch:
         size = int(np.prod(shape))
         if size > len(self._flat):
             self._flat = np.empty(0, dtype=np.float32)
-            self._flat = (
-                _in_file(size) if 4 * size > IN_MEMORY_BYTES else np.empty(size, np.float32)
-            )
+            self._flat = _in_file(size) if 4 * size > IN_MEMORY_BYTES else _in_memory(size)
         return self._flat[:size].reshape(shape)
+
+
+def _in_memory(size: int) -> np.ndarray:
+    room = np.empty(size + _LINE, dtype=np.float32)
+    skipped = -room.ctypes.data % (4 * _LINE) // 4
+    return room[skipped : skipped + size]
 
 
 def _in_file(size: int) -> np.ndarray:
@@ -66,7 +71,7 @@ class Draws:
     def room(n_draws: int, n_features: int, scratch: "Scratch | None" = None) -> "Draws":
         """For so many draws; in the memory of ``scratch``, whatever was there before."""
         scratch = Scratch() if scratch is None else scratch
-        return Draws(scratch.take((-(-n_features // TILE), n_draws, TILE)), n_features)
+        return Draws(scratch.take((-(-n_features // LANES), n_draws, LANES)), n_features)
 
     @staticmethod
     def of(scale_rf: np.ndarray) -> "Draws":
@@ -212,13 +217,18 @@ def _custom_change(draws: PairedDraws, options: DifferentialOptions, pseudocount
         _check_arguments(options.m1_domain_fn, 1, "m1_domain_fn", "the effect sizes")
         up, down = options.m1_domain_fn(effect_qg)
     reduced_qg = np.asarray(change_fn(x_qg, y_qg, REDUCED * pseudocount), dtype=np.float32)
-    x_gq = np.ascontiguousarray(reduced_qg.T)
-    rows = [kernels.describe(x_gq)]
-    if options.cred_interval_lvls:
-        levels = np.array(options.cred_interval_lvls, dtype=np.float64)
-        rows.append(kernels.shortest_intervals(x_gq, levels).reshape(-1, len(x_gq)))
-    described = lfc_columns(np.concatenate(rows), options.cred_interval_lvls)
+    described = described_changes(reduced_qg, options.cred_interval_lvls)
     return np.mean(up, axis=0), np.mean(down, axis=0), delta, described
+
+
+def described_changes(x_qf: np.ndarray, levels: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Columns by name that describe changes which are there."""
+    changes = Draws.of(x_qf)
+    level_l = np.array(levels, dtype=np.float64)
+    n_rows = len(LFC_COLUMNS) + 2 * len(levels)
+    tiles_tqg = changes.tiles_trg
+    found = _over_tiles(changes, n_rows, kernels.describe, tiles_tqg, last=(level_l,))
+    return lfc_columns(found, levels)
 
 
 def log_fold_change(x: np.ndarray, y: np.ndarray, pseudocount: float) -> np.ndarray:
@@ -245,7 +255,7 @@ def _over_tiles(
 ) -> np.ndarray:
     """float64 ``[rows, f]``, which a loop fills; as many threads as torch has."""
     n_tiles = len(draws.tiles_trg)
-    found = np.empty((n_rows, n_tiles * TILE))
+    found = np.empty((n_rows, n_tiles * LANES))
     edges = np.linspace(0, n_tiles, min(torch.get_num_threads(), n_tiles) + 1).astype(int)
 
     def compute(part: int) -> None:
