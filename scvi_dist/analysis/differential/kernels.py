@@ -309,22 +309,3 @@ def mean_and_largest(
         store(largest_g, 0, largest)
         found_2f[0, t * LANES : (t + 1) * LANES] = sum_g / len(rows_r)
         found_2f[1, t * LANES : (t + 1) * LANES] = largest_g
-
-
-@compiled()
-def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
-    """Write draws into tiles; features beyond the last one are 1."""
-    n_draws, n_features = scale_rf.shape
-    n_tiles = len(out_trg)
-    n_whole = n_features // LANES
-    for first in range(0, n_draws, 16):
-        last = min(first + 16, n_draws)
-        for t in range(n_whole):
-            for r in range(first, last):
-                at = (t * out_trg.shape[1] + start + r) * LANES
-                store(out_trg, at, load(scale_rf, r * n_features + t * LANES))
-        for t in range(n_whole, n_tiles):
-            for r in range(first, last):
-                for g in range(LANES):
-                    f = t * LANES + g
-                    out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)

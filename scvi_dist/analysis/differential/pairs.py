@@ -6,6 +6,7 @@ Axis suffixes: ``r`` draws, ``q`` pairs, ``f`` features, ``t`` tiles of ``g`` fe
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scvi_dist.analysis.differential import kernels
+from scvi_dist.analysis.differential import kernels, tile_kernels
+from scvi_dist.analysis.differential.decode import Decoded
 from scvi_dist.analysis.differential.options import DifferentialOptions
 from scvi_dist.analysis.differential.statistics import (
     REDUCED,
@@ -23,6 +25,7 @@ from scvi_dist.analysis.differential.statistics import (
     interval_name,
 )
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels import threads
 from scvi_dist.kernels.lanes import LANES
 
 IN_MEMORY_BYTES = 300 << 20
@@ -77,12 +80,19 @@ class Draws:
     def of(scale_rf: np.ndarray) -> "Draws":
         """Of an array."""
         draws = Draws.room(*scale_rf.shape)
-        draws.put(0, scale_rf.astype(np.float32, copy=False))
+        draws.put(0, Decoded(scale_rf.astype(np.float32, copy=False)))
         return draws
 
-    def put(self, start: int, scale_rf: np.ndarray) -> None:
-        """Keep draws, the first of which is number ``start``."""
-        kernels.put_tiles(np.ascontiguousarray(scale_rf), start, self.tiles_trg)
+    def put(self, start: int, decoded: Decoded) -> None:
+        """Keep draws, the first of which is number ``start``; what is decoded is written over."""
+        put = tile_kernels.put_proportions if decoded.are_logits else tile_kernels.put_scales
+        value_rf = np.ascontiguousarray(decoded.value_rf)
+        threads.run(
+            [
+                partial(put, value_rf, first, stop, start + first, self.tiles_trg)
+                for first, stop in threads.cuts(0, len(value_rf), threads.n_threads())
+            ]
+        )
 
     def rows(self, rows_r: np.ndarray) -> np.ndarray:
         """float32 ``[r, f]``: some of the draws."""
