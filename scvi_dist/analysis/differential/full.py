@@ -164,7 +164,8 @@ class HistogramPass(CellPass):
             for i, decode in enumerate(decoders):
                 module.noise.bind(keys_r[part])  # type: ignore[attr-defined]
                 scale_rf = decode(there).scales()
-                room.add(scale_rf, codes_n[at_r[part]] + i * len(self.draws_s))
+                strata_r = codes_n[at_r[part]].astype(np.int64)
+                room.add(scale_rf, strata_r + i * len(self.draws_s))
 
 
 @dataclass(frozen=True, slots=True)
