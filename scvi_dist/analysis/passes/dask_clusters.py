@@ -42,6 +42,8 @@ def own_cluster(given: str, config: EngineConfig) -> Iterator[Executor]:
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=None,
+                # Dask's own port may be another cluster's, of which it would warn.
+                scheduler_kwargs={"dashboard_address": ":0"},
                 silence_logs=_ONLY_ERRORS,
             )
     except (RuntimeError, OSError) as error:
