@@ -283,8 +283,7 @@ class VAE(VAENetworks):
         """
         if transform_batch is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
-        seen = self._with_columns(z, batch_index, cont_covs)
-        hidden = self.decoder.px_decoder(seen, *self._codes(batch_index, cat_covs))
+        hidden = self.decode_units(z, batch_index, cont_covs, cat_covs)
         head = Head.of(self.decoder.px_scale_decoder[0])
         flat = full_precision(hidden).flatten(0, -2)
         scale = scales_of(flat, head, self.decoder.scale_activation, genes_k)

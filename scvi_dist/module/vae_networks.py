@@ -271,6 +271,17 @@ class VAENetworks(BaseModule):
         seen = self._with_columns(z, batch_index, cont_covs)
         return self.decoder.scale(seen, *self._codes(batch_index, cat_covs))
 
+    def decode_units(
+        self,
+        z: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden units ``[n, h]`` before the heads of the genes."""
+        seen = self._with_columns(z, batch_index, cont_covs)
+        return self.decoder.px_decoder(seen, *self._codes(batch_index, cat_covs))
+
     def _codes(self, batch_index: Tensor, cat_covs: Tensor | None) -> tuple[Tensor, ...]:
         """The covariates that enter as indicators, as codes ``[n, 1]`` each."""
         further = () if cat_covs is None else torch.split(cat_covs, 1, dim=1)

@@ -1,5 +1,6 @@
 """Dask workers and schedulers that die, cells that do not fit, blocks that are damaged."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import cell_passes as cp
 import cloudpickle
+import dask.config
 import h5py
 import pandas as pd
 import pytest
@@ -80,6 +82,15 @@ def test_a_client_a_cluster_and_an_address_are_the_same(
     for given in (client.cluster, address, "env", f"file:{tmp_path / 'scheduler.json'}"):
         cp.same(on(given, cp.Expression(), module, cells), want)
     assert client.status == "running"
+
+
+def test_a_cluster_of_our_own_gives_the_same_and_leaves_settings_alone(
+    cells: StoreCells, module: VAE
+) -> None:
+    before = copy.deepcopy(dask.config.config)
+    found = on("local:2", cp.Expression(), module, cells)
+    cp.same(found, run_here(cp.Expression(), module, cells, PARTS))
+    assert dask.config.config == before
 
 
 def test_progress_ends_at_all_cells(client: Client, path: Path, module: VAE) -> None:

@@ -4,13 +4,13 @@ Axis suffixes: ``n`` cells, ``r`` draws, ``k`` latent, ``g`` genes, ``f`` featur
 proteins.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scvi_dist.analysis.noise import cell_noise
 from scvi_dist.analysis.passes.cell_pass import CellPass, Partial, Rule
@@ -18,6 +18,9 @@ from scvi_dist.analysis.protein_expression import JointOptions, proteins_of
 from scvi_dist.analysis.streaming import CellGroup, StoreCells, collect, evaluating
 from scvi_dist.batch import REGISTRY_KEYS
 from scvi_dist.dataloaders.rows import splitmix64
+from scvi_dist.kernels.choice import works_on
+from scvi_dist.kernels.logits import Logits
+from scvi_dist.kernels.problem import Head
 from scvi_dist.module.base import BaseModule, Tensors
 from scvi_dist.module.totalvae import TOTALVAE
 from scvi_dist.module.vae import VAE
@@ -90,10 +93,33 @@ def draw_keys(keys_n: np.ndarray, draw: int | np.ndarray) -> np.ndarray:
     return np.where(np.asarray(draw) == 0, keys_n, later)
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a decoder gives for some draws."""
+
+    value_rf: np.ndarray
+    """float32; the next draws may be written over it."""
+    are_logits: bool = False
+    """Whether the scales are their softmax."""
+
+    def scales(self) -> Tensor:
+        """float32 ``[r, f]``."""
+        value_rf = torch.from_numpy(self.value_rf)
+        return torch.softmax(value_rf, dim=-1) if self.are_logits else value_rf
+
+
 def scales(
     module: BaseModule, cells: Posteriors, keys_r: np.ndarray, batch: int | None, how: DecodeOptions
 ) -> Iterator[np.ndarray]:
-    """Expression of one draw of each cell, float32 ``[r, f]``, in pieces of some draws.
+    """Expression of one draw of each cell, float32 ``[r, f]``; arguments of :func:`decoded`."""
+    for piece in decoded(module, cells, keys_r, batch, how):
+        yield piece.scales().numpy()
+
+
+def decoded(
+    module: BaseModule, cells: Posteriors, keys_r: np.ndarray, batch: int | None, how: DecodeOptions
+) -> Iterator[Decoded]:
+    """One draw of each cell, in pieces of some draws.
 
     Parameters
     ----------
@@ -104,6 +130,7 @@ def scales(
     batch
         Code of the batch that all are decoded as; their own where None.
     """
+    decode = decoder_of(module, batch, how)
     with evaluating(module), cell_noise(module) as noise:
         for start in range(0, len(keys_r), DECODED_TOGETHER):
             part = slice(start, start + DECODED_TOGETHER)
@@ -112,22 +139,46 @@ def scales(
                 key: torch.from_numpy(value[part]).to(module.device) for key, value in cells.items()
             }
             with torch.inference_mode():
-                values = decode(module, there, batch, how).cpu().numpy()
-            yield values
+                piece = decode(there)
+            yield piece
 
 
-def decode(
-    module: BaseModule, cells: Mapping[str, Tensor], batch: int | None, how: DecodeOptions
-) -> Tensor:
-    """One draw of the expression of each cell, ``[n, f]``, from noise that is bound already."""
-    loc = cells["loc"]
-    drawn = loc + cells["scale"] * module.noise.normal_like(loc)  # type: ignore[attr-defined]
+def decoder_of(
+    module: BaseModule, batch: int | None, how: DecodeOptions
+) -> Callable[[Tensors], Decoded]:
+    """What decodes one draw of each cell, from noise that is bound by then."""
     if isinstance(module, TOTALVAE):
-        return _decode_both(module, cells, drawn, batch, how)
+        joint = module
+        return lambda cells: Decoded(_decode_both(joint, cells, batch, how).cpu().numpy())
     assert isinstance(module, VAE)
+    genes, head = module, _compiled_head(module)
+    if head is None:
+        return lambda cells: Decoded(genes.decode_scale(*_seen(genes, cells, batch)).cpu().numpy())
+    logits = Logits(head)
+    return lambda cells: Decoded(
+        logits.of(genes.decode_units(*_seen(genes, cells, batch))), are_logits=True
+    )
+
+
+def _compiled_head(module: VAE) -> Head | None:
+    """The layer whose logits compiled loops compute; None where torch does."""
+    layer = module.decoder.px_scale_decoder[0]
+    is_plain = module.decoder.scale_activation == "softmax" and type(layer) is nn.Linear
+    is_here = works_on("numba", module.device) and layer.weight.dtype == torch.float32
+    return Head.of(layer) if is_plain and is_here else None
+
+
+def _drawn(module: BaseModule, cells: Tensors) -> Tensor:
+    """One draw of each cell's latent variable, before it is transformed."""
+    loc = cells["loc"]
+    return loc + cells["scale"] * module.noise.normal_like(loc)  # type: ignore[attr-defined]
+
+
+def _seen(module: VAE, cells: Tensors, batch: int | None) -> tuple[Any, ...]:
+    """What a decoder sees: a draw of the latent variable, and covariates."""
     codes = cells[REGISTRY_KEYS.BATCH_KEY]
-    return module.decode_scale(
-        module.z_encoder.z_transformation(drawn),
+    return (
+        module.z_encoder.z_transformation(_drawn(module, cells)),
         codes if batch is None else torch.full_like(codes, batch),
         cells.get(REGISTRY_KEYS.CONT_COVS_KEY),
         cells.get(REGISTRY_KEYS.CAT_COVS_KEY),
@@ -137,11 +188,10 @@ def decode(
 def _decode_both(
     module: TOTALVAE,
     cells: Tensors,
-    drawn: Tensor,
     batch: int | None,
     how: DecodeOptions,
 ) -> Tensor:
-    z = module.encoder.z_transformation(drawn)
+    z = module.encoder.z_transformation(_drawn(module, cells))
     # Proportions and rates of proteins do not depend on the library size of the genes.
     given = module._get_generative_input(cells, {"z": z, "library_gene": torch.ones_like(z[:, :1])})
     law = module.generative(**given, transform_batch=batch)

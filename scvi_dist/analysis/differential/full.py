@@ -25,7 +25,7 @@ from scvi_dist.analysis.differential.decode import (
     DECODED_TOGETHER,
     DecodeOptions,
     PosteriorPass,
-    decode,
+    decoder_of,
     draw_keys,
     posteriors,
     scales,
@@ -156,14 +156,16 @@ class HistogramPass(CellPass):
         starts_n = np.cumsum(draws_n[order]) - draws_n[order]
         draw_r = np.arange(len(at_r)) - np.repeat(starts_n, draws_n[order])
         keys_r = draw_keys(group.keys[at_r], draw_r)
+        decoders = [decoder_of(module, batch, self.how) for batch in self.batches]
         for start in range(0, len(at_r), DECODED_TOGETHER):
             part = slice(start, start + DECODED_TOGETHER)
             where = torch.from_numpy(at_r[part]).to(module.device)
             there = {name: value[where] for name, value in known.items()}
-            for i, batch in enumerate(self.batches):
+            for i, decode in enumerate(decoders):
                 module.noise.bind(keys_r[part])  # type: ignore[attr-defined]
-                scale_rf = decode(module, there, batch, self.how).cpu()
-                room.add(scale_rf, codes_n[at_r[part]] + i * len(self.draws_s))
+                scale_rf = decode(there).scales()
+                strata_r = codes_n[at_r[part]].astype(np.int64)
+                room.add(scale_rf, strata_r + i * len(self.draws_s))
 
 
 @dataclass(frozen=True, slots=True)

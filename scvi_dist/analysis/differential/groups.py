@@ -46,7 +46,8 @@ class Grouping:
     """The strata of all cells, and what is compared."""
 
     codes_n: np.ndarray
-    """int32: stratum of each cell of the store; -1 for cells that take no part."""
+    """Stratum of each cell of the store; -1 for cells that take no part. Small integers, which
+    may not hold sums of strata."""
     comparisons: tuple[Comparison, ...]
     is_named: bool
     """Whether the sides have names that belong into a table."""
@@ -59,11 +60,27 @@ class Grouping:
     @property
     def cells_s(self) -> np.ndarray:
         """int64: cells of each stratum."""
-        return np.bincount(self.codes_n[self.codes_n >= 0], minlength=self.n_strata)
+        return cells_of(self.codes_n, self.n_strata)
 
     def rows(self, strata: tuple[int, ...]) -> np.ndarray:
         """int64: rows of the cells of some strata, ascending."""
-        return np.flatnonzero(np.isin(self.codes_n, strata))
+        is_wanted = np.zeros(self.n_strata + 1, dtype=bool)
+        is_wanted[list(strata)] = True
+        return np.flatnonzero(is_wanted[self.codes_n])  # -1, of nobody, is the last entry
+
+
+def cells_of(codes_n: np.ndarray, n_codes: int) -> np.ndarray:
+    """int64: cells of each code; those of -1 are not counted. In pieces: numpy takes copies."""
+    cells = np.zeros(n_codes, dtype=np.int64)
+    for start in range(0, len(codes_n), _OBS_ROWS):
+        piece_n = codes_n[start : start + _OBS_ROWS]
+        cells += np.bincount(piece_n[piece_n >= 0], minlength=n_codes)
+    return cells
+
+
+def _code_type(n_codes: int) -> np.dtype:
+    """The smallest integers that hold -1 and as many codes."""
+    return np.min_scalar_type(-n_codes)
 
 
 def grouping_of(
@@ -100,9 +117,9 @@ def _of_rows(store: Store, idx1: Rows, idx2: Rows | None) -> Grouping:
         if not mask_n.any():
             raise ConfigError(f"{name} has no cells among the {store.n_obs} of the store.")
     # Cells of both sides are a stratum of their own.
-    marks_n = first_n.astype(np.int64) + 2 * second_n
+    marks_n = first_n.astype(np.int8) + second_n.astype(np.int8) * np.int8(2)
     present = [mark for mark in (1, 2, 3) if (marks_n == mark).any()]
-    code_of = np.full(4, _NOBODY, dtype=np.int32)
+    code_of = np.full(4, _NOBODY, dtype=np.int8)
     code_of[present] = np.arange(len(present))
     first = tuple(int(code_of[mark]) for mark in present if mark & 1)
     second = tuple(int(code_of[mark]) for mark in present if mark & 2)
@@ -126,7 +143,7 @@ def _mask(store: Store, rows: Rows) -> np.ndarray:
 def _of_column(store: Store, groupby: str, group1: Any, group2: Any) -> Grouping:
     column_n, names = read_groups(store, groupby)
     where = f"obs[{groupby!r}] of {store.locator.redacted_url}"
-    cells = np.bincount(column_n[column_n >= 0], minlength=len(names))
+    cells = cells_of(column_n, len(names))
     if group1 is None:
         firsts = [i for i in range(len(names)) if cells[i]]
         if len(firsts) < 2:
@@ -158,10 +175,11 @@ def _compared(
 ) -> Grouping:
     """Strata are the groups that are named and, where they are part of a rest, all others."""
     named = list(dict.fromkeys([*firsts, *(() if second is None else (second,))]))
-    stratum = np.full(len(names) + 1, _NOBODY if second is not None else len(named), np.int32)
+    others = _NOBODY if second is not None else len(named)
+    stratum = np.full(len(names) + 1, others, _code_type(len(named) + 1))
     stratum[named] = np.arange(len(named))
     codes_n = stratum[column_n]  # a missing value, -1, is the last entry
-    present = tuple(np.unique(codes_n[codes_n >= 0]).tolist())
+    present = tuple(np.flatnonzero(cells_of(codes_n, len(named) + 1)).tolist())
     comparisons = []
     for first in firsts:
         own = int(stratum[first])

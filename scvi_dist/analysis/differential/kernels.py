@@ -1,73 +1,42 @@
 """Compiled loops over pairs of draws. They release the GIL; compiled code is kept on disk.
 
-Draws are kept in tiles of a few features: those of a draw are contiguous there, so that the loops
-over features are vector instructions, and a tile fits the processor's second-level cache. The
-changes of a feature are then contiguous for its quantiles.
+Draws are kept in tiles of as many features as a vector has lanes: those of a draw are one line of
+the processor's cache, and all of a tile fit into its second level with the changes of the pairs.
+Statistics of the features are lanes of variables; no feature's values are brought together but the
+few around its median.
 
 Axis suffixes: ``t`` tiles, ``r`` draws, ``g`` features of a tile, ``f`` all features, ``q`` pairs,
-``l`` levels. Rows are unsigned numbers: others would be looked at for being negative.
+``l`` levels.
 """
 
 from typing import Any
 
 import numpy as np
 
-from scvi_dist.kernels.code_cache import cached_njit
+from scvi_dist.kernels.compiled import compiled, part
+from scvi_dist.kernels.lanes import (
+    LANES,
+    any_of,
+    fill,
+    larger,
+    load,
+    log2,
+    ones,
+    prefetch,
+    smaller,
+    store,
+    widened,
+)
 
 _ATTEMPTS = 24
-_FEW_VALUES = 64
-"""Values that are sorted, once all others are known to be smaller or larger."""
-_FEW = 16
-"""Pairs whose changes are turned from rows to columns together: a line of the cache."""
-_ASSOCIATIVE = {"reassoc", "contract", "nsz"}
-_FINITE = {*_ASSOCIATIVE, "nnan", "ninf"}
-_SQRT_2 = np.float32(1.4142135)
-_TO_LOG2 = np.float32(1.4426950408889634)
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
-# Source: Moshier's Cephes library, logf: log(1 + x) on [sqrt(1/2) - 1, sqrt(2) - 1].
-_P0, _P1, _P2 = (
-    np.float32(7.0376836292e-2),
-    np.float32(-1.1514610310e-1),
-    np.float32(1.1676998740e-1),
-)
-_P3, _P4, _P5 = (
-    np.float32(-1.2420140846e-1),
-    np.float32(1.4249322787e-1),
-    np.float32(-1.6668057665e-1),
-)
-_P6, _P7, _P8 = (
-    np.float32(2.0000714765e-1),
-    np.float32(-2.4999993993e-1),
-    np.float32(3.3333331174e-1),
-)
+_FEW = 48
+"""Values around a median that are sorted, once all others are known to be smaller or larger."""
+_GUESSES = (-2.5, -0.75, 0.75, 2.5)
+_FIRST_SPREAD, _LATER_SPREAD, _HALVING_SPREAD = 0.12, _FEW / 4, 0.15
+_INFINITE = np.float32(np.inf)
 
 
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
-def log2_of(
-    bits: np.ndarray, mantissa_bits: np.ndarray, mantissa: np.ndarray, out: np.ndarray
-) -> None:
-    """Binary logarithms of positive normal float32 numbers, of which the bits are given as int32.
-
-    ``mantissa`` and ``mantissa_bits`` are room, one memory as float32 and as int32. No loop reads
-    and writes one memory, so that each is of vector instructions. The error is below 1e-6.
-    """
-    for i in range(len(out)):
-        mantissa_bits[i] = (bits[i] & 0x7FFFFF) | 0x3F800000
-    for i in range(len(out)):
-        exponent = np.float32((bits[i] >> 23) - 127)
-        m = mantissa[i]
-        is_large = m > _SQRT_2
-        m = m * _HALF if is_large else m
-        exponent = exponent + _ONE if is_large else exponent
-        f = m - _ONE
-        p = ((_P0 * f + _P1) * f + _P2) * f + _P3
-        p = ((p * f + _P4) * f + _P5) * f + _P6
-        p = (p * f + _P7) * f + _P8
-        square = f * f
-        out[i] = (f + (p * f * square - _HALF * square)) * _TO_LOG2 + exponent
-
-
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
+@compiled()
 def count_more(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -78,18 +47,19 @@ def count_more(
     found_1f: np.ndarray,
 ) -> None:
     """Pairs whose first scale is larger, of the features of some tiles."""
-    width = first_trg.shape[2]
+    more_g = np.empty(LANES, dtype=np.int32)
     for t in range(start, stop):
-        first_rg, second_rg = first_trg[t], second_trg[t]
-        more_g = np.zeros(width, dtype=np.int32)
+        at1, at2 = t * first_trg.shape[1], t * second_trg.shape[1]
+        more = fill(np.int32(0))
         for q in range(len(i1_q)):
-            r1, r2 = i1_q[q], i2_q[q]
-            for g in range(width):
-                more_g[g] += np.int32(first_rg[r1, g] > second_rg[r2, g])
-        found_1f[0, t * width : (t + 1) * width] = more_g
+            u = load(first_trg, (at1 + np.int64(i1_q[q])) * LANES)
+            v = load(second_trg, (at2 + np.int64(i2_q[q])) * LANES)
+            more += ones(u > v)
+        store(more_g, 0, more)
+        found_1f[0, t * LANES : (t + 1) * LANES] = more_g
 
 
-@cached_njit(nogil=True)
+@compiled()
 def mean_changes(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -101,14 +71,16 @@ def mean_changes(
     found_1f: np.ndarray,
 ) -> None:
     """Mean LFC of the features of some tiles."""
-    width = first_trg.shape[2]
-    x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
+    x_qg = _lines(len(i1_q))
+    count_2g, described = np.empty((2, LANES), dtype=np.int32), np.empty((5, LANES))
     for t in range(start, stop):
-        _changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, x_gq)
-        found_1f[0, t * width : (t + 1) * width] = describe(x_gq)[0]
+        pairs = first_trg, second_trg, i1_q, i2_q, t
+        _compare(pairs, (pseudocount, 1.0, pseudocount), x_qg, count_2g)
+        _describe(x_qg, described)
+        found_1f[0, t * LANES : (t + 1) * LANES] = described[0]
 
 
-@cached_njit(nogil=True)
+@compiled()
 def describe_changes(
     first_trg: np.ndarray,
     second_trg: np.ndarray,
@@ -128,192 +100,212 @@ def describe_changes(
     pseudocount; and mean, median, standard deviation, smallest and largest value and the ends of
     the intervals of the LFC with another, ``described``.
     """
-    width = first_trg.shape[2]
-    x_gq = np.empty((width, len(i1_q)), dtype=np.float32)
+    x_qg = _lines(len(i1_q))
+    count_2g, described_5g = np.empty((2, LANES), dtype=np.int32), np.empty((5, LANES))
+    near_gk = np.empty((LANES, _FEW + 1), dtype=np.float32)
     for t in range(start, stop):
-        here = found[:, t * width : (t + 1) * width]
-        _count_changes(first_trg[t], second_trg[t], i1_q, i2_q, pseudocount, fold, here)
-        _changes(first_trg[t], second_trg[t], i1_q, i2_q, described, x_gq)
-        here[2:7] = describe(x_gq)
-        if len(level_l):
-            ends = shortest_intervals(x_gq, level_l)
-            for index in range(len(level_l)):
-                here[7 + 2 * index] = ends[index, 0]
-                here[8 + 2 * index] = ends[index, 1]
+        here = found[:, t * LANES : (t + 1) * LANES]
+        pairs = first_trg, second_trg, i1_q, i2_q, t
+        _compare(pairs, (pseudocount, fold, described), x_qg, count_2g)
+        here[:2] = count_2g
+        _describe(x_qg, described_5g)
+        _find_medians(x_qg, described_5g, near_gk)
+        here[2:7] = described_5g
+        _find_intervals(x_qg, level_l, here[7:])
 
 
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
-def _count_changes(
-    first_rg: np.ndarray,
-    second_rg: np.ndarray,
-    i1_q: np.ndarray,
-    i2_q: np.ndarray,
-    pseudocount: float,
-    fold: float,
-    found: np.ndarray,
+@compiled()
+def describe(
+    x_tqg: np.ndarray, start: int, stop: int, level_l: np.ndarray, found: np.ndarray
 ) -> None:
-    width = first_rg.shape[1]
-    up_g, down_g = np.zeros(width, dtype=np.int32), np.zeros(width, dtype=np.int32)
-    add, up, down = np.float32(pseudocount), np.float32(fold), np.float32(1.0 / fold)
+    """As :func:`describe_changes`, of changes that are there: ``found [5 + 2 l, f]``."""
+    described_5g = np.empty((5, LANES))
+    near_gk = np.empty((LANES, _FEW + 1), dtype=np.float32)
+    for t in range(start, stop):
+        here = found[:, t * LANES : (t + 1) * LANES]
+        _describe(x_tqg[t], described_5g)
+        _find_medians(x_tqg[t], described_5g, near_gk)
+        here[:5] = described_5g
+        _find_intervals(x_tqg[t], level_l, here[5:])
+
+
+@part()
+def _lines(n: int) -> Any:
+    """float32 ``[n, LANES]``, each row of which is one line of the cache."""
+    room = np.empty((n + 1) * LANES, dtype=np.float32)
+    skipped = -room.ctypes.data % (4 * LANES) // 4
+    return room[skipped : skipped + n * LANES].reshape(n, LANES)
+
+
+@part()
+def _compare(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int],
+    bounds: tuple[float, float, float],
+    x_qg: np.ndarray,
+    count_2g: np.ndarray,
+) -> None:
+    """Fill ``x_qg`` with the LFC of each pair of a tile, and count those that go up and down."""
+    first_trg, second_trg, i1_q, i2_q, t = pairs
+    pseudocount, fold, described = bounds
+    n1 = first_trg.shape[1]
+    at1, at2 = t * n1, t * second_trg.shape[1]
+    add, also = fill(np.float32(pseudocount)), fill(np.float32(described))
+    upwards, downwards = fill(np.float32(fold)), fill(np.float32(1.0 / fold))
+    up, down = fill(np.int32(0)), fill(np.int32(0))
     for q in range(len(i1_q)):
-        r1, r2 = i1_q[q], i2_q[q]
-        for g in range(width):
-            u, v = first_rg[r1, g] + add, second_rg[r2, g] + add
-            up_g[g] += np.int32(u >= up * v)
-            down_g[g] += np.int32(u < down * v)
-    found[0], found[1] = up_g, down_g
+        u = load(first_trg, (at1 + np.int64(i1_q[q])) * LANES)
+        v = load(second_trg, (at2 + np.int64(i2_q[q])) * LANES)
+        # In this order no line of the next tile is waited for; in that of the pairs each is.
+        prefetch(first_trg, (at1 + n1 + min(q, n1 - 1)) * LANES)
+        more, than = u + add, v + add
+        up += ones(more >= upwards * than)
+        down += ones(more < downwards * than)
+        store(x_qg, q * LANES, log2((u + also) / (v + also)))
+    store(count_2g, 0, up)
+    store(count_2g, LANES, down)
 
 
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
-def _changes(
-    first_rg: np.ndarray,
-    second_rg: np.ndarray,
-    i1_q: np.ndarray,
-    i2_q: np.ndarray,
-    pseudocount: float,
-    x_gq: np.ndarray,
-) -> None:
-    """Fill ``x_gq`` with the LFC of each pair."""
-    n_pairs, width = len(i1_q), first_rg.shape[1]
-    few = _FEW * width
-    ratio_i = np.empty(few, dtype=np.float32)
-    mantissa_i = np.empty(few, dtype=np.float32)
-    x_i = np.empty(few, dtype=np.float32)
-    bits_i, mantissa_bits_i = ratio_i.view(np.int32), mantissa_i.view(np.int32)
-    add = np.float32(pseudocount)
-    for start in range(0, n_pairs, _FEW):
-        n_few = min(_FEW, n_pairs - start)
-        for j in range(n_few):
-            r1, r2 = i1_q[start + j], i2_q[start + j]
-            for g in range(width):
-                ratio_i[j * width + g] = (first_rg[r1, g] + add) / (second_rg[r2, g] + add)
-        log2_of(bits_i[: n_few * width], mantissa_bits_i, mantissa_i, x_i[: n_few * width])
-        for j in range(n_few):
-            for g in range(width):
-                x_gq[g, start + j] = x_i[j * width + g]
+@part()
+def _describe(x_qg: np.ndarray, found_5g: np.ndarray) -> None:
+    """Mean, standard deviation, smallest and largest value: rows 0, 2, 3 and 4."""
+    first = load(x_qg, 0)
+    low, high, shift = first, first, widened(first)
+    total, squares = fill(0.0), fill(0.0)
+    for q in range(len(x_qg)):
+        x = load(x_qg, q * LANES)
+        low, high = smaller(x, low), larger(x, high)
+        d = widened(x) - shift
+        total += d
+        squares += d * d
+    store(found_5g, 0, total)
+    store(found_5g, 2 * LANES, squares)
+    store(found_5g, 3 * LANES, widened(low))
+    store(found_5g, 4 * LANES, widened(high))
+    for g in range(LANES):
+        mean = found_5g[0, g] / len(x_qg)
+        found_5g[2, g] = np.sqrt(max(found_5g[2, g] / len(x_qg) - mean * mean, 0.0))
+        found_5g[0, g] = mean + np.float64(x_qg[0, g])
 
 
-@cached_njit(nogil=True, fastmath=_FINITE)
-def describe(x_gq: np.ndarray) -> np.ndarray:
-    """float64 ``[5, g]``: mean, median, standard deviation, smallest and largest value."""
-    n_genes, n_pairs = x_gq.shape
-    found = np.empty((5, n_genes))
-    near_q = np.empty(n_pairs + 1, dtype=np.float32)
-    for g in range(n_genes):
-        x_q = x_gq[g]
-        low, high, total, squares = x_q[0], x_q[0], 0.0, 0.0
-        shift = np.float64(x_q[0])
-        for q in range(n_pairs):
-            low = x_q[q] if x_q[q] < low else low
-            high = x_q[q] if x_q[q] > high else high
-        for q in range(n_pairs):
-            d = np.float64(x_q[q]) - shift
-            total += d
-            squares += d * d
-        mean = total / n_pairs
-        found[0, g] = mean + shift
-        found[2, g] = np.sqrt(max(squares / n_pairs - mean * mean, 0.0))
-        found[1, g] = _median(x_q, low, high, mean + shift, found[2, g], near_q)
-        found[3, g], found[4, g] = low, high
-    return found
-
-
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
-def _count_below(x_q: np.ndarray, value: np.float32) -> np.int64:
-    below = np.int32(0)
-    for q in range(len(x_q)):
-        below += np.int32(x_q[q] < value)
-    return np.int64(below)
-
-
-@cached_njit(nogil=True)
-def _between(x_q: np.ndarray, lower: np.float32, upper: np.float32, near_q: np.ndarray) -> int:
-    n_near: Any = 0
-    for q in range(len(x_q)):
-        # Without a branch: half of the values are below, which no processor can foresee.
-        near_q[n_near] = x_q[q]
-        n_near += np.int64(x_q[q] >= lower) & np.int64(x_q[q] < upper)
-    return n_near
-
-
-@cached_njit(nogil=True)
-def _median(
-    x_q: np.ndarray, low: float, high: float, mean: float, std: float, near_q: np.ndarray
-) -> float:
-    """Exact: values are counted until few lie between two bounds, and only those are sorted."""
-    n_pairs = len(x_q)
+@part()
+def _find_medians(x_qg: np.ndarray, found_5g: np.ndarray, near_gk: np.ndarray) -> None:
+    """Row 1 from the others. Exact: values are counted until few lie between two bounds."""
+    n_pairs = len(x_qg)
     rank_low, rank_high = (n_pairs - 1) // 2, n_pairs // 2
     # All values are at least the lower and below the upper bound, which is infinite at first.
-    lower: Any
-    lower, below, upper, upto = np.float32(low), 0, np.float32(np.inf), n_pairs
-    left, right = mean - 0.2 * std, mean + 0.2 * std
+    lower_g, upper_g = found_5g[3].astype(np.float32), np.full(LANES, _INFINITE)
+    below_g, upto_g = np.zeros(LANES, dtype=np.int32), np.full(LANES, np.int32(n_pairs))
+    guess_cg = np.empty((len(_GUESSES), LANES), dtype=np.float32)
+    count_cg = np.empty((len(_GUESSES), LANES), dtype=np.int32)
     for attempt in range(_ATTEMPTS):
-        for guess in (np.float32(left), np.float32(right)):
-            if lower < guess < upper:
-                count = _count_below(x_q, guess)
-                if count <= rank_low:
-                    lower, below = guess, count
-                elif count > rank_high:
-                    upper, upto = guess, count
-        if upto - below <= _FEW_VALUES:
+        if (upto_g - below_g).max() <= _FEW:
             break
-        end = min(np.float64(upper), high)
-        width = (end - lower) / (upto - below)
-        middle = lower + width * (rank_low + 1 - below)
-        around = width * _FEW_VALUES / 4
-        if attempt % 3 == 2:
-            middle, around = 0.5 * (lower + end), 0.25 * (end - lower)
-        left, right = middle - around, middle + around
-    near = np.sort(near_q[: _between(x_q, lower, upper, near_q)])
-    return 0.5 * (np.float64(near[rank_low - below]) + np.float64(near[rank_high - below]))
+        for g in range(LANES):
+            end = min(np.float64(upper_g[g]), found_5g[4, g])
+            width = (end - lower_g[g]) / (upto_g[g] - below_g[g])
+            middle, around = lower_g[g] + width * (rank_low + 1 - below_g[g]), width * _LATER_SPREAD
+            if attempt == 0:
+                middle, around = found_5g[0, g], found_5g[2, g] * _FIRST_SPREAD
+            elif attempt % 3 == 0:
+                middle, around = 0.5 * (lower_g[g] + end), _HALVING_SPREAD * (end - lower_g[g])
+            for c in range(len(_GUESSES)):
+                guess_cg[c, g] = np.float32(middle + around * _GUESSES[c])
+        _count_below(x_qg, guess_cg, count_cg)
+        for g in range(LANES):
+            for c in range(len(_GUESSES)):
+                guess, count = guess_cg[c, g], count_cg[c, g]
+                if count <= rank_low and guess > lower_g[g]:
+                    lower_g[g], below_g[g] = guess, count
+                elif count > rank_high and guess < upper_g[g]:
+                    upper_g[g], upto_g[g] = guess, count
+    n_near_g = _collect(x_qg, lower_g, upper_g, upto_g - below_g, near_gk)
+    for g in range(LANES):
+        if np.isnan(found_5g[0, g]):
+            found_5g[1, g] = np.nan
+        elif upto_g[g] - below_g[g] > _FEW:
+            found_5g[1, g] = np.median(x_qg[:, g].astype(np.float64))
+        else:
+            near_k = near_gk[g, : n_near_g[g]]
+            near_k.sort()
+            pair = near_k[rank_low - below_g[g]], near_k[rank_high - below_g[g]]
+            found_5g[1, g] = 0.5 * (np.float64(pair[0]) + np.float64(pair[1]))
 
 
-@cached_njit(nogil=True)
-def shortest_intervals(x_gq: np.ndarray, level_l: np.ndarray) -> np.ndarray:
-    """float64 ``[l, 2, g]``: ends of the shortest interval with each share of the values."""
-    n_genes, n_pairs = x_gq.shape
-    found = np.empty((len(level_l), 2, n_genes))
-    for g in range(n_genes):
-        sorted_q = np.sort(x_gq[g])
+@part()
+def _count_below(x_qg: np.ndarray, guess_cg: np.ndarray, count_cg: np.ndarray) -> None:
+    guess0, guess1 = load(guess_cg, 0), load(guess_cg, LANES)
+    guess2, guess3 = load(guess_cg, 2 * LANES), load(guess_cg, 3 * LANES)
+    count0, count1 = fill(np.int32(0)), fill(np.int32(0))
+    count2, count3 = fill(np.int32(0)), fill(np.int32(0))
+    for q in range(len(x_qg)):
+        x = load(x_qg, q * LANES)
+        count0 += ones(x < guess0)
+        count1 += ones(x < guess1)
+        count2 += ones(x < guess2)
+        count3 += ones(x < guess3)
+    store(count_cg, 0, count0)
+    store(count_cg, LANES, count1)
+    store(count_cg, 2 * LANES, count2)
+    store(count_cg, 3 * LANES, count3)
+
+
+@part()
+def _collect(
+    x_qg: np.ndarray,
+    lower_g: np.ndarray,
+    upper_g: np.ndarray,
+    inside_g: np.ndarray,
+    near_gk: np.ndarray,
+) -> Any:
+    """Put values between the bounds into ``near_gk``, of features that have few; their numbers."""
+    n_near_g = np.zeros(LANES, dtype=np.int64)
+    for g in range(LANES):
+        if inside_g[g] > _FEW:
+            lower_g[g] = _INFINITE
+    lower, upper = load(lower_g, 0), load(upper_g, 0)
+    for q in range(len(x_qg)):
+        x = load(x_qg, q * LANES)
+        if any_of((x >= lower) & (x < upper)):
+            for g in range(LANES):
+                # Without a branch: what is not between is written over.
+                near_gk[g, n_near_g[g]] = x_qg[q, g]
+                is_near = (x_qg[q, g] >= lower_g[g]) & (x_qg[q, g] < upper_g[g])
+                n_near_g[g] += np.int64(is_near)
+    return n_near_g
+
+
+@part()
+def _find_intervals(x_qg: np.ndarray, level_l: np.ndarray, found: np.ndarray) -> None:
+    """Ends of the shortest interval with each share of the values: rows ``[2 l, g]``."""
+    if len(level_l) == 0:
+        return
+    n_pairs = len(x_qg)
+    for g in range(LANES):
+        sorted_q = np.sort(x_qg[:, g])
         for index in range(len(level_l)):
             inside = int(np.floor(level_l[index] * n_pairs))
             best, width = 0, np.inf
             for q in range(n_pairs - inside):
                 if sorted_q[q + inside] - sorted_q[q] < width:
                     best, width = q, sorted_q[q + inside] - sorted_q[q]
-            found[index, 0, g] = sorted_q[best]
-            found[index, 1, g] = sorted_q[best + inside]
-    return found
+            found[2 * index, g] = sorted_q[best]
+            found[2 * index + 1, g] = sorted_q[best + inside]
 
 
-@cached_njit(nogil=True, fastmath=_ASSOCIATIVE)
+@compiled()
 def mean_and_largest(
     x_trg: np.ndarray, rows_r: np.ndarray, start: int, stop: int, found_2f: np.ndarray
 ) -> None:
     """Mean and largest scale of some draws, of the features of some tiles."""
-    width = x_trg.shape[2]
+    sum_g, largest_g = np.empty(LANES), np.empty(LANES, dtype=np.float32)
     for t in range(start, stop):
-        x_rg = x_trg[t]
-        sum_g, largest_g = np.zeros(width), np.zeros(width, dtype=np.float32)
+        at = t * x_trg.shape[1]
+        total, largest = fill(0.0), fill(np.float32(0.0))
         for r in rows_r:
-            for g in range(width):
-                sum_g[g] += np.float64(x_rg[r, g])
-                largest_g[g] = max(largest_g[g], x_rg[r, g])
-        found_2f[0, t * width : (t + 1) * width] = sum_g / len(rows_r)
-        found_2f[1, t * width : (t + 1) * width] = largest_g
-
-
-@cached_njit(nogil=True)
-def put_tiles(scale_rf: np.ndarray, start: int, out_trg: np.ndarray) -> None:
-    """Write draws into tiles; features beyond the last one are 1."""
-    n_draws, n_features = scale_rf.shape
-    n_tiles, _, width = out_trg.shape
-    n_whole = n_features // width
-    for r in range(n_draws):
-        for t in range(n_whole):
-            for g in range(width):
-                out_trg[t, start + r, g] = scale_rf[r, t * width + g]
-        for t in range(n_whole, n_tiles):
-            for g in range(width):
-                f = t * width + g
-                out_trg[t, start + r, g] = scale_rf[r, f] if f < n_features else np.float32(1.0)
+            x = load(x_trg, (at + np.int64(r)) * LANES)
+            total += widened(x)
+            largest = larger(x, largest)
+        store(sum_g, 0, total)
+        store(largest_g, 0, largest)
+        found_2f[0, t * LANES : (t + 1) * LANES] = sum_g / len(rows_r)
+        found_2f[1, t * LANES : (t + 1) * LANES] = largest_g

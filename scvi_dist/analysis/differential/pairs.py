@@ -6,6 +6,7 @@ Axis suffixes: ``r`` draws, ``q`` pairs, ``f`` features, ``t`` tiles of ``g`` fe
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scvi_dist.analysis.differential import kernels
+from scvi_dist.analysis.differential import kernels, tile_kernels
+from scvi_dist.analysis.differential.decode import Decoded
 from scvi_dist.analysis.differential.options import DifferentialOptions
 from scvi_dist.analysis.differential.statistics import (
     REDUCED,
@@ -23,11 +25,13 @@ from scvi_dist.analysis.differential.statistics import (
     interval_name,
 )
 from scvi_dist.errors import ConfigError
+from scvi_dist.kernels import threads
+from scvi_dist.kernels.lanes import LANES
 
 IN_MEMORY_BYTES = 300 << 20
 """Draws of one population that take more are kept in a temporary file."""
-TILE = 32
-"""Features of a tile: 10,000 draws of them, and the changes of 5,000 pairs, take 2 MB."""
+_LINE = 16
+"""Numbers of a line of the processor's cache: a vector that lies in two takes twice as long."""
 LFC_COLUMNS = ("lfc_mean", "lfc_median", "lfc_std", "lfc_min", "lfc_max")
 
 
@@ -42,10 +46,14 @@ class Scratch:
         size = int(np.prod(shape))
         if size > len(self._flat):
             self._flat = np.empty(0, dtype=np.float32)
-            self._flat = (
-                _in_file(size) if 4 * size > IN_MEMORY_BYTES else np.empty(size, np.float32)
-            )
+            self._flat = _in_file(size) if 4 * size > IN_MEMORY_BYTES else _in_memory(size)
         return self._flat[:size].reshape(shape)
+
+
+def _in_memory(size: int) -> np.ndarray:
+    room = np.empty(size + _LINE, dtype=np.float32)
+    skipped = -room.ctypes.data % (4 * _LINE) // 4
+    return room[skipped : skipped + size]
 
 
 def _in_file(size: int) -> np.ndarray:
@@ -66,18 +74,25 @@ class Draws:
     def room(n_draws: int, n_features: int, scratch: "Scratch | None" = None) -> "Draws":
         """For so many draws; in the memory of ``scratch``, whatever was there before."""
         scratch = Scratch() if scratch is None else scratch
-        return Draws(scratch.take((-(-n_features // TILE), n_draws, TILE)), n_features)
+        return Draws(scratch.take((-(-n_features // LANES), n_draws, LANES)), n_features)
 
     @staticmethod
     def of(scale_rf: np.ndarray) -> "Draws":
         """Of an array."""
         draws = Draws.room(*scale_rf.shape)
-        draws.put(0, scale_rf.astype(np.float32, copy=False))
+        draws.put(0, Decoded(scale_rf.astype(np.float32, copy=False)))
         return draws
 
-    def put(self, start: int, scale_rf: np.ndarray) -> None:
-        """Keep draws, the first of which is number ``start``."""
-        kernels.put_tiles(np.ascontiguousarray(scale_rf), start, self.tiles_trg)
+    def put(self, start: int, decoded: Decoded) -> None:
+        """Keep draws, the first of which is number ``start``; what is decoded is written over."""
+        put = tile_kernels.put_proportions if decoded.are_logits else tile_kernels.put_scales
+        value_rf = np.ascontiguousarray(decoded.value_rf)
+        threads.run(
+            [
+                partial(put, value_rf, first, stop, start + first, self.tiles_trg)
+                for first, stop in threads.cuts(0, len(value_rf), threads.n_threads())
+            ]
+        )
 
     def rows(self, rows_r: np.ndarray) -> np.ndarray:
         """float32 ``[r, f]``: some of the draws."""
@@ -212,13 +227,18 @@ def _custom_change(draws: PairedDraws, options: DifferentialOptions, pseudocount
         _check_arguments(options.m1_domain_fn, 1, "m1_domain_fn", "the effect sizes")
         up, down = options.m1_domain_fn(effect_qg)
     reduced_qg = np.asarray(change_fn(x_qg, y_qg, REDUCED * pseudocount), dtype=np.float32)
-    x_gq = np.ascontiguousarray(reduced_qg.T)
-    rows = [kernels.describe(x_gq)]
-    if options.cred_interval_lvls:
-        levels = np.array(options.cred_interval_lvls, dtype=np.float64)
-        rows.append(kernels.shortest_intervals(x_gq, levels).reshape(-1, len(x_gq)))
-    described = lfc_columns(np.concatenate(rows), options.cred_interval_lvls)
+    described = described_changes(reduced_qg, options.cred_interval_lvls)
     return np.mean(up, axis=0), np.mean(down, axis=0), delta, described
+
+
+def described_changes(x_qf: np.ndarray, levels: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Columns by name that describe changes which are there."""
+    changes = Draws.of(x_qf)
+    level_l = np.array(levels, dtype=np.float64)
+    n_rows = len(LFC_COLUMNS) + 2 * len(levels)
+    tiles_tqg = changes.tiles_trg
+    found = _over_tiles(changes, n_rows, kernels.describe, tiles_tqg, last=(level_l,))
+    return lfc_columns(found, levels)
 
 
 def log_fold_change(x: np.ndarray, y: np.ndarray, pseudocount: float) -> np.ndarray:
@@ -245,7 +265,7 @@ def _over_tiles(
 ) -> np.ndarray:
     """float64 ``[rows, f]``, which a loop fills; as many threads as torch has."""
     n_tiles = len(draws.tiles_trg)
-    found = np.empty((n_rows, n_tiles * TILE))
+    found = np.empty((n_rows, n_tiles * LANES))
     edges = np.linspace(0, n_tiles, min(torch.get_num_threads(), n_tiles) + 1).astype(int)
 
     def compute(part: int) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from scvi_dist.analysis.differential.decode import DecodeOptions, PosteriorPass, Posteriors, scales
+from scvi_dist.analysis.differential.decode import DecodeOptions, PosteriorPass, Posteriors, decoded
 from scvi_dist.analysis.differential.draws import drawn_rows, draws_of, repeated, shares
 from scvi_dist.analysis.differential.groups import Grouping
 from scvi_dist.analysis.differential.options import DifferentialOptions
@@ -175,11 +175,12 @@ def _decoded(
         noise_r = Selection(drawn.n_obs, rows_r).keys(
             np.arange(len(rows_r)), seed + 2 * (0 if batch is None else batch + 1)
         )
-        for piece_rf in scales(module, drawn.of(rows_r), noise_r, batch, how):
+        for piece in decoded(module, drawn.of(rows_r), noise_r, batch, how):
+            n_piece, n_features = piece.value_rf.shape
             if draws is None:
-                draws = Draws.room(n_draws, piece_rf.shape[1], scratch)
-            draws.put(done, piece_rf)
-            done += len(piece_rf)
+                draws = Draws.room(n_draws, n_features, scratch)
+            draws.put(done, piece)
+            done += n_piece
         for key in keys:
             place[key] = np.arange(start, start + len(wanted[key]))
             start += len(wanted[key])

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import dask.config
 from distributed import Client, LocalCluster
 
 from scvi_dist.analysis.passes.dask_engine import DaskEngine
@@ -18,18 +19,33 @@ _ONLY_ERRORS = 40
 """Of what Dask's own processes log."""
 
 
+_QUIET: dict[str, Any] = {
+    # Nobody looks at what a cluster without a dashboard observes a hundred times a second, in each
+    # worker and, for its scheduler and nannies, in this process: some 5 % of a core.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    # Other heaps of the C library have 64 MiB at most, and are unmapped whenever they are empty.
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+}
+
+
 @contextmanager
 def own_cluster(given: str, config: EngineConfig) -> Iterator[Executor]:
     """Processes on this machine, with one thread each."""
     n_workers = count_of(given, "local", usable_cores())
     try:
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=_ONLY_ERRORS,
-        )
+        with dask.config.set(_QUIET):
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                # Dask's own port may be another cluster's, of which it would warn.
+                scheduler_kwargs={"dashboard_address": ":0"},
+                silence_logs=_ONLY_ERRORS,
+            )
     except (RuntimeError, OSError) as error:
         raise EngineError(
             f"{n_workers} worker processes did not start on this machine: {error}. In a program of "

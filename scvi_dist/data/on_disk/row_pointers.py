@@ -14,6 +14,8 @@ from scvi_dist.errors import StoreCorrupt
 STRETCH = 64
 """Rows from one known beginning to the next."""
 _ROWS_AT_A_TIME = 1 << 18
+_STRETCHES = 1 << 11
+"""Stretches that are looked into together: a megabyte."""
 
 
 class RowPointers:
@@ -92,6 +94,10 @@ class RowPointers:
 
     def _begins_of(self, rows: np.ndarray) -> np.ndarray:
         """int64 ``[m]``: first entry of rows that exist."""
+        pieces = [rows[i : i + _STRETCHES] for i in range(0, len(rows), _STRETCHES)]
+        return np.concatenate([np.empty(0, np.int64), *map(self._begins_of_few, pieces)])
+
+    def _begins_of_few(self, rows: np.ndarray) -> np.ndarray:
         stretch, inside = np.divmod(rows, STRETCH)
         before = np.arange(STRETCH)
         # Members of the stretch that lie behind the row may not exist; they are not counted.

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from scvi_dist.analysis import raw_statistics
 from scvi_dist.analysis.differential.groups import Grouping, grouping_of, read_groups
+from scvi_dist.analysis.raw_statistics import digest_of
 from scvi_dist.data import Store, open_store
 from scvi_dist.errors import ConfigError, FieldNotFound
 from tests.unit.analysis.conftest import KINDS
@@ -101,6 +103,30 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         grouping_of(with_column(["a", "b", "b", "c"]), **arguments)
+
+
+@pytest.mark.parametrize("n_groups", [2, 127, 128, 300])
+def test_codes_are_small_and_hold_every_group(n_groups: int) -> None:
+    values = [f"{i:03d}" for i in range(n_groups)] * 2
+    everyone = grouping_of(with_column(values), groupby="group")
+    assert everyone.codes_n.itemsize == (1 if n_groups < 128 else 2)
+    assert everyone.n_strata == n_groups
+    np.testing.assert_array_equal(everyone.cells_s, 2)
+    for s, comparison in enumerate(everyone.comparisons):
+        assert comparison.first == (s,)
+        np.testing.assert_array_equal(everyone.rows(comparison.first), [s, n_groups + s])
+        assert len(everyone.rows(comparison.second)) == 2 * n_groups - 2
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_a_digest_of_strata_is_of_their_numbers(
+    dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes_n = np.random.default_rng(0).integers(-1, 30, 1_000)
+    whole = digest_of(codes_n)
+    monkeypatch.setattr(raw_statistics, "_DIGESTED", 64)
+    assert digest_of(codes_n.astype(dtype)) == whole
+    assert digest_of(codes_n[::-1].astype(dtype)) != whole
 
 
 def test_one_group_has_no_rest() -> None:

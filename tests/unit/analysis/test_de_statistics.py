@@ -6,10 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scvi_dist.analysis.differential import kernels
 from scvi_dist.analysis.differential.draws import drawn_rows, draws_of, repeated, shares
 from scvi_dist.analysis.differential.options import DifferentialOptions
-from scvi_dist.analysis.differential.pairs import PairedDraws, compared_draws
+from scvi_dist.analysis.differential.pairs import (
+    Draws,
+    PairedDraws,
+    compared_draws,
+    described_changes,
+)
 from scvi_dist.analysis.differential.statistics import called, found_delta, found_pseudocount
 from scvi_dist.errors import ConfigError
 
@@ -39,31 +43,92 @@ def test_a_larger_target_calls_no_gene_less(probability_g: np.ndarray) -> None:
 @given(
     arrays(
         np.float32,
-        st.tuples(st.integers(1, 4), st.integers(2, 70)),
+        st.tuples(st.integers(2, 70), st.integers(1, 40)),
         elements=st.floats(-4, 4, width=32),
     )
 )
-def test_descriptions_are_numpys(x_gq: np.ndarray) -> None:
-    seen = kernels.describe(x_gq)
-    exact = x_gq.astype(np.float64)
-    expected = [exact.mean(1), np.median(exact, 1), exact.std(1), exact.min(1), exact.max(1)]
+def test_descriptions_are_numpys(x_qg: np.ndarray) -> None:
+    assert_described(x_qg)
+
+
+def assert_described(x_qg: np.ndarray) -> None:
+    seen = np.stack([*described_changes(x_qg, ()).values()])
+    exact = x_qg.astype(np.float64)
+    expected = [exact.mean(0), np.median(exact, 0), exact.std(0), exact.min(0), exact.max(0)]
     np.testing.assert_allclose(seen, expected, atol=1e-7)
 
 
-def test_logarithms_are_near_to_numpys() -> None:
-    x = np.exp2(np.random.default_rng(0).uniform(-30, 30, 5_000)).astype(np.float32)
-    room, out = np.empty_like(x), np.empty_like(x)
-    kernels.log2_of(x.view(np.int32), room.view(np.int32), room, out)
-    np.testing.assert_allclose(out, np.log2(x.astype(np.float64)), atol=1e-6)
+@pytest.mark.parametrize("n_pairs", [49, 1_000, 5_001])
+def test_medians_are_exact_however_values_are_distributed(n_pairs: int) -> None:
+    """Far from the mean, of two clusters, many of them equal: few are sorted or all."""
+    rng = np.random.default_rng(n_pairs)
+    far = rng.normal(size=n_pairs)
+    far[: n_pairs // 10] = -1e6
+    apart = np.where(rng.random(n_pairs) < 0.5, 0.0, 8.0) + rng.normal(0, 0.01, n_pairs)
+    columns = [
+        far,
+        apart,
+        np.sort(apart),
+        np.repeat(apart[:7], n_pairs)[:n_pairs],
+        np.full(n_pairs, 0.25),
+        np.round(rng.normal(size=n_pairs), 1),
+        rng.gamma(0.05, 1.0, n_pairs),
+        np.exp2(rng.normal(0, 20, n_pairs)),
+        *rng.normal(size=(12, n_pairs)),
+    ]
+    x_qg = np.stack(columns, axis=1).astype(np.float32)
+    seen = described_changes(x_qg, ())["lfc_median"]
+    np.testing.assert_array_equal(seen, np.median(x_qg.astype(np.float64), axis=0))
+
+
+def test_a_change_that_is_no_number_has_no_median_and_harms_no_other_feature() -> None:
+    x_qg = np.random.default_rng(0).normal(size=(900, 20)).astype(np.float32)
+    x_qg[17, 3] = np.nan
+    seen = described_changes(x_qg, ())["lfc_median"]
+    np.testing.assert_array_equal(seen, np.median(x_qg.astype(np.float64), axis=0))
 
 
 def test_intervals_have_their_mass_and_none_is_shorter() -> None:
-    x_gq = np.random.default_rng(0).gamma(1.0, 1.0, (2, 900)).astype(np.float32)
-    ((low_g, high_g),) = kernels.shortest_intervals(x_gq, np.array([0.8]))
-    inside = (x_gq >= low_g[:, None]) & (x_gq <= high_g[:, None])
-    assert (inside.sum(1) == 721).all()
-    in_order = np.sort(x_gq, axis=1)
-    np.testing.assert_allclose(high_g - low_g, (in_order[:, 720:] - in_order[:, :-720]).min(1))
+    x_qg = np.random.default_rng(0).gamma(1.0, 1.0, (900, 18)).astype(np.float32)
+    described = described_changes(x_qg, (0.5, 0.8))
+    low_g, high_g = list(described.values())[-2:]
+    inside = (x_qg >= low_g) & (x_qg <= high_g)
+    assert (inside.sum(0) == 721).all()
+    in_order = np.sort(x_qg, axis=0)
+    np.testing.assert_allclose(high_g - low_g, (in_order[720:] - in_order[:-720]).min(0))
+
+
+@given(st.integers(2, 90), st.integers(1, 35), st.integers(1, 60), st.integers(2, 150))
+def test_pairs_are_counted_and_described_as_numpy_does(
+    n_first: int, n_features: int, n_second: int, n_pairs: int
+) -> None:
+    rng = np.random.default_rng(n_first)
+    x, y = (
+        np.exp2(rng.normal(-8, 1, (n, n_features))).astype(np.float32) for n in (n_first, n_second)
+    )
+    i1_q, i2_q = rng.integers(n_first, size=n_pairs), rng.integers(n_second, size=n_pairs)
+    draws = PairedDraws(
+        first=Draws.of(x),
+        second=Draws.of(y),
+        i1_q=i1_q.astype(np.uint64),
+        i2_q=i2_q.astype(np.uint64),
+        rows2_r=np.unique(i2_q).astype(np.uint64),
+    )
+    u, v = (a.astype(np.float64) for a in (x[i1_q], y[i2_q]))
+    change = np.log2(u + 1e-4) - np.log2(v + 1e-4)
+    lfc = np.log2(u + 1e-7) - np.log2(v + 1e-7)
+    options = DifferentialOptions(mode="change", pseudocounts=1e-4, test_mode="two")
+    seen = compared_draws(draws, options)
+    close = np.abs(np.abs(change) - 0.25) < 1e-5
+    beyond = (np.abs(change) >= 0.25).mean(0)
+    assert (np.abs(seen["proba_de"] - beyond) <= close.mean(0) + 1e-12).all()
+    np.testing.assert_allclose(seen["scale1"], x.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(seen["lfc_mean"], lfc.mean(0), atol=1e-6)
+    np.testing.assert_allclose(seen["lfc_median"], np.median(lfc, 0), atol=1e-6)
+    np.testing.assert_allclose(seen["lfc_std"], lfc.std(0), atol=1e-6)
+    np.testing.assert_allclose(seen["lfc_max"], lfc.max(0), atol=1e-6)
+    more = compared_draws(draws, DifferentialOptions(mode="vanilla"))["proba_m1"]
+    np.testing.assert_allclose(more, (u > v).mean(0))
 
 
 def test_pairs_are_symmetric() -> None:

@@ -45,6 +45,7 @@ def test_any_spans_have_the_entries_that_the_pointers_give_them(
     with pytest.MonkeyPatch.context() as patch:
         # Read in several goes, whose ends are ends of stretches as in a large store.
         patch.setattr(row_pointers, "_ROWS_AT_A_TIME", stretches * row_pointers.STRETCH)
+        patch.setattr(row_pointers, "_STRETCHES", stretches)
         entries, own = small(indptr).read(spans)
     assert np.array_equal(entries, indptr[spans])
     rows = expand(spans)
