@@ -22,8 +22,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask as RayReadTask
 
 from scvi_dist.batch import CellBatch, CsrRows
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.counts import CountReport
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.dataloaders.budget import TASK_SLACK
 from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
 from scvi_dist.dataloaders.epoch_plan import EpochPlan

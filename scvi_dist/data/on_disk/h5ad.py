@@ -8,6 +8,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.filesystem import (
     file_facts,
     is_folder,
@@ -20,7 +21,6 @@ from scvi_dist.data.filesystem import (
     unreadable,
 )
 from scvi_dist.data.on_disk.anndata_store import open_anndata
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.data.on_disk.chunks import ChunkDamaged, LocalObjects, Objects
 from scvi_dist.data.on_disk.h5_chunks import H5ChunkLayout
 from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous

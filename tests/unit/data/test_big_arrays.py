@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scvi_dist.data.on_disk.big_arrays import LARGE_BYTES, new_array, waiting_bytes
+from scvi_dist.data.big_arrays import LARGE_BYTES, new_array, waiting_bytes
 
 
 @pytest.mark.parametrize("shape", [0, 3, (0, 5), LARGE_BYTES, (LARGE_BYTES // 64, 16)])
