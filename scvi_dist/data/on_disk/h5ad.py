@@ -274,6 +274,16 @@ class H5Array:
             place.read(spans, out)
         return out
 
+    def read_narrow(self, spans: np.ndarray) -> np.ndarray | None:
+        """Members as uint16; ``None`` where they are not all read so, or one does not fit."""
+        if self._place is None or self._layout is not None or self.dtype.kind != "i":
+            return None
+        out = new_array(total_length(spans), np.uint16)
+        with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
+            fits = self._place.read_narrow(spans, out)
+        self._tree.check_unchanged()
+        return out if fits else None
+
     def _slice(self, start: int, stop: int) -> np.ndarray:
         with self._tree.reading(self._path, f" (entries {start} to {stop})"):
             return self._dataset[start:stop]
