@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from scvi_dist.batch import REGISTRY_KEYS, CellBatch, CsrRows, SparseCounts
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.coded_obs import CodedObs
 from scvi_dist.data.counts import CountReport, check_counts, raise_or_warn
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask, ranges_of
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.kernels import threads

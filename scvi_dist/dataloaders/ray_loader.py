@@ -1,12 +1,10 @@
 """The Ray engine: Ray Data reads a rank's share of the plan on any CPU of the cluster.
 
 Each rank makes a data set of its own whose read tasks are its windows: epoch and position are
-arguments, no coordinator hands out blocks, so that resuming is exact. A block is an Arrow table
-with a row for each minibatch.
+arguments, no coordinator hands out blocks, so that resuming is exact.
 """
 
 import logging
-import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,21 +12,22 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
+from ray.data._internal.execution import streaming_executor_state
+from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask as RayReadTask
 
-from scvi_dist.batch import CellBatch, CsrRows
-from scvi_dist.data.counts import CountReport
-from scvi_dist.data.on_disk.big_arrays import new_array
+from scvi_dist.batch import CellBatch
+from scvi_dist.data.big_arrays import keep_waiting
 from scvi_dist.dataloaders.budget import TASK_SLACK
-from scvi_dist.dataloaders.collate import TaskRows, batch_of, n_parts_of, read_part
+from scvi_dist.dataloaders.collate import batch_of
 from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
 from scvi_dist.dataloaders.patience import patiently
+from scvi_dist.dataloaders.ray_blocks import MinibatchRow, minibatch_rows, window_table
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
 from scvi_dist.dataloaders.source import CellSource, OpenSource
 from scvi_dist.dataloaders.threads import one_ahead
@@ -38,6 +37,7 @@ SEGMENT_WINDOWS = 1_000
 """Windows in one Ray data set: Ray stores every read task of a data set before the first runs."""
 
 _MIN_BLOCK_BYTES = 1 << 20
+_LOOK_EVERY_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,14 @@ class PlanDatasource(Datasource):
 def _reader_of(segment: Segment, window: int, first: int) -> Callable[[], Iterator[pa.Table]]:
     shared, check, limit_s = segment.shared, segment.check, segment.outage_limit_s
     epoch, rank, world = segment.epoch, segment.rank, segment.world
+    window_bytes = segment.window_bytes
 
     # The windows of the segment stay out of the closure: it is stored once for each of them.
     def read() -> Iterator[pa.Table]:
         plan, source = patiently(lambda: _shared_on_worker(shared), limit_s)
         task = plan.task(epoch, rank, world, window, first)
+        # The next task of this process reads into what this one has read into.
+        keep_waiting(window_bytes)
         yield patiently(lambda: window_table(task, source, check), limit_s)
 
     return read
@@ -110,91 +113,6 @@ def _shared_on_worker(shared: Any) -> tuple[EpochPlan, OpenSource]:
         _ON_WORKER.clear()
         _ON_WORKER[key] = plan, source.open()
     return _ON_WORKER[key]
-
-
-def window_table(task: ReadTask, source: OpenSource, check: bool) -> pa.Table:
-    """A task's counts as an Arrow table with a row for each minibatch.
-
-    Columns: ``step``; ``lengths``, ``indices`` and ``data`` of the minibatch's cells as CSR;
-    ``proteins``, their counts of proteins, where there are some; ``report`` (in the first row),
-    what is wrong with the counts.
-    """
-    n_parts = n_parts_of(task, 1)
-    parts = [read_part(task, part, n_parts, source, check) for part in range(n_parts)]
-    report = sum((part.report for part in parts if part.report is not None), CountReport())
-    rows, picks = TaskRows.of(parts), np.concatenate([cut.pick for cut in task.cuts])
-    # Short types are less to send. Several stores may have several, but tables need the same ones.
-    counts = rows.gather(picks, as_stored=not source.store.locator.parts)
-    proteins_np = rows.gather_proteins(picks)
-    cells = np.cumsum([0] + [len(cut.pick) for cut in task.cuts])
-    entries = counts.indptr[cells]
-    reports = [pickle.dumps(report) if check else None] + [None] * (len(task.cuts) - 1)
-    columns = {
-        "step": pa.array([cut.step for cut in task.cuts], pa.int64()),
-        "lengths": _lists(cells, np.diff(counts.indptr).astype(np.int32)),
-        "indices": _lists(entries, counts.indices),
-        "data": _lists(entries, counts.data),
-        "report": pa.array(reports, pa.large_binary()),
-    }
-    if proteins_np is not None:
-        columns["proteins"] = _lists(cells * proteins_np.shape[1], proteins_np.ravel())
-    return pa.table(columns)
-
-
-def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.LargeListArray:
-    """``values[offset k : offset k + 1]`` as list k; the values are not copied."""
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
-
-
-@dataclass(frozen=True, slots=True)
-class MinibatchRow:
-    """A row of a window's table; the arrays look into Ray's shared memory, read-only."""
-
-    step: int
-    lengths: np.ndarray
-    indices: np.ndarray
-    data: np.ndarray
-    report: CountReport | None
-    proteins: np.ndarray | None = None
-
-    def counts(self, n_genes: int) -> CsrRows:
-        """The row's cells in arrays of their own, of the types that modules take.
-
-        Copied, because torch would write into shared memory unawares, and because a minibatch
-        that is kept must not keep a whole block in the object store.
-        """
-        indptr = np.zeros(len(self.lengths) + 1, dtype=np.int64)
-        np.cumsum(self.lengths, out=indptr[1:])
-        indices, data = (
-            new_array(len(self.indices), np.int32),
-            new_array(len(self.data), np.float32),
-        )
-        indices[:], data[:] = self.indices, self.data
-        return CsrRows(indptr, indices, data, n_genes)
-
-    def protein_counts(self) -> np.ndarray | None:
-        """float32 ``[n, p]`` of the row's cells in an array of its own."""
-        if self.proteins is None:
-            return None
-        return self.proteins.reshape(len(self.lengths), -1).copy()
-
-
-def minibatch_rows(table: pa.Table) -> Iterator[MinibatchRow]:
-    """The rows of a table without copying; it may be cut or joined in any way between rows."""
-    for chunk in table.to_batches():
-        names = [n for n in ("lengths", "indices", "data", "proteins") if n in table.column_names]
-        lists = {name: chunk.column(name) for name in names}
-        # Not `.values[k]` or scalars: they copy. Offsets and flat values are views.
-        offsets = {name: column.offsets.to_numpy() for name, column in lists.items()}
-        values = {
-            name: column.values.to_numpy(zero_copy_only=True) for name, column in lists.items()
-        }
-        steps, reports = chunk.column("step").to_numpy(), chunk.column("report")
-        for k, step in enumerate(steps.tolist()):
-            row = {name: values[name][o[k] : o[k + 1]] for name, o in offsets.items()}
-            report = reports[k].as_py()
-            # Written by our own reader task a moment ago, not a file.
-            yield MinibatchRow(step=step, report=pickle.loads(report) if report else None, **row)
 
 
 class BlockStream:
@@ -247,6 +165,7 @@ class RayLoader(PlanLoader):
         if not ray.is_initialized():
             raise ConfigError("engine 'ray' needs a running Ray: call ray.init(), or use 'local'.")
         super().__init__(plan, source, config, rank, world)
+        _look_often()
         self._shared = ray.put((plan, self.source.cell_source))
 
     def _batches(self, epoch: int, position: int) -> Iterator[CellBatch]:
@@ -330,6 +249,17 @@ class RayLoader(PlanLoader):
             f"cluster has {total:g}, of which {free:g} are free. Give workers fewer CPUs, "
             f"add a node, or use engine 'local'."
         )
+
+
+def _look_often() -> None:
+    """Let Ray Data see that a reader is free when it is, not a tenth of a second or a second later.
+
+    A window is read in a quarter of a second. But by default Ray Data's loop waits 0.1 s for every
+    running task together before it starts another one, and in the first second of a data set it
+    believes that there is one CPU. There are no settings for either.
+    """
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOK_EVERY_S
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = _LOOK_EVERY_S
 
 
 def _placement(config: LoaderConfig) -> dict[str, Any]:

@@ -65,6 +65,32 @@ class TestMemoryView(StoreConformance):
             return open_store(adata[:, :])
 
 
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csr_array])
+def test_csr_in_memory_is_not_copied(kind: Any) -> None:
+    adata = small_atlas()
+    adata.X = kind(adata.X)
+    rows = open_store(adata).rows_in_memory()
+    assert rows is not None
+    assert np.shares_memory(rows.data, adata.X.data)
+    assert np.shares_memory(rows.indices, adata.X.indices)
+
+
+def test_columns_in_memory_are_converted_once() -> None:
+    adata = small_atlas()
+    adata.X = sparse.csc_matrix(adata.X)
+    store = open_store(adata)
+    one, other = store.rows_in_memory(), store.rows_in_memory()
+    assert one is not None
+    assert other is not None
+    assert np.shares_memory(one.data, other.data)
+
+
+def test_dense_rows_in_memory_are_no_csr() -> None:
+    adata = small_atlas()
+    adata.X = adata.X.toarray()
+    assert open_store(adata).rows_in_memory() is None
+
+
 def test_one_anndata_has_one_locator() -> None:
     adata, other = small_atlas(), small_atlas()
     assert open_store(adata).locator == open_store(adata).locator

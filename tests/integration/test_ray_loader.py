@@ -188,8 +188,22 @@ def test_an_abandoned_epoch_is_left_behind(sources):
     assert not any(thread.is_alive() for thread in left)
 
 
+def test_ray_data_looks_for_free_readers_often(sources):
+    """Ray Data has no settings for it: what is set has to be what its own functions look at."""
+    from ray.data._internal.execution import streaming_executor_state as executor
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    ray_loader(plan_of(), sources["h5ad"], CONFIG)
+    assert (
+        "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in executor.process_completed_tasks.__code__.co_names
+    )
+    assert executor.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S < 0.1
+    assert "GLOBAL_LIMITS_UPDATE_INTERVAL_S" in ResourceManager.get_global_limits.__code__.co_names
+    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S < 1
+
+
 def test_types_are_sent_as_short_as_they_are_stored(sources):
-    from scvi_dist.dataloaders.ray_loader import window_table
+    from scvi_dist.dataloaders.ray_blocks import window_table
 
     for kind, n_bytes in {"short types": (2, 1), "h5ad": (4, 4), "several types": (4, 4)}.items():
         loader = ray_loader(plan_of(), sources[kind], CONFIG)
@@ -202,7 +216,7 @@ def test_types_are_sent_as_short_as_they_are_stored(sources):
 
 def test_tensors_belong_to_the_consumer(sources):
     """Blocks are read without copying; a minibatch is a copy that can be written to."""
-    from scvi_dist.dataloaders.ray_loader import minibatch_rows, window_table
+    from scvi_dist.dataloaders.ray_blocks import minibatch_rows, window_table
 
     loader = ray_loader(plan_of(), sources["h5ad"], CONFIG)
     batch = next(iter(loader))

@@ -1,4 +1,4 @@
-"""Whether the genes of CSR rows can be: one compiled pass over them."""
+"""Whether the genes of CSR rows can be, and whether they fit in 16 bits: one compiled pass each."""
 
 import numpy as np
 
@@ -22,3 +22,14 @@ def first_bad_entry(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> in
                 if outside or (k > 0 and genes[k] == genes[k - 1]):
                     return indptr[row] + k
     return -1
+
+
+@cached_njit(nogil=True)
+def narrowed(values: np.ndarray, out: np.ndarray) -> bool:
+    """Copy integers to an array of uint16; False where one of them does not fit."""
+    # Without a way out, so that it becomes vector instructions.
+    all_bits = values.dtype.type(0)
+    for k in range(len(values)):
+        all_bits |= values[k]
+        out[k] = values[k]
+    return 0 <= all_bits <= 0xFFFF

@@ -5,11 +5,15 @@ needs neither: where it begins is known, and the system copies its members to wh
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
 import h5py
 import numpy as np
+
+from scvi_dist.data.on_disk.entry_check import narrowed
 
 _SCRATCH_BYTES = 256 << 10
 """Members of another type than is asked for wait here: still in the cache when they are copied."""
@@ -40,25 +44,51 @@ class H5Contiguous:
 
         Raises ``OSError`` where the file ends before the array does.
         """
-        width = prod(self.shape[1:])
-        flat, done = out.reshape(-1), 0
+        with self._opened() as handle:
+            for start, piece in self._pieces(spans, out):
+                if out.dtype == self.dtype:
+                    self._copy(handle, start, piece)
+                    continue
+                for values, place in self._in_scratch(handle, start, piece):
+                    place[:] = values
+
+    def read_narrow(self, spans: np.ndarray, out: np.ndarray) -> bool:
+        """Fill ``out``, uint16, with integer members; False where one of them does not fit.
+
+        Raises ``OSError`` where the file ends before the array does.
+        """
+        with self._opened() as handle:
+            return all(
+                narrowed(values, place)
+                for start, piece in self._pieces(spans, out)
+                for values, place in self._in_scratch(handle, start, piece)
+            )
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            for start, stop in (spans * width).tolist():
-                self._fill(handle, start, flat[done : done + stop - start])
-                done += stop - start
+            yield handle
         finally:
             os.close(handle)
 
-    def _fill(self, handle: int, start: int, out: np.ndarray) -> None:
-        if out.dtype == self.dtype:
-            self._copy(handle, start, out)
-            return
+    def _pieces(self, spans: np.ndarray, out: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """First member of each span, counted singly, and its place."""
+        flat, done = out.reshape(-1), 0
+        for start, stop in (spans * prod(self.shape[1:])).tolist():
+            yield start, flat[done : done + stop - start]
+            done += stop - start
+
+    def _in_scratch(
+        self, handle: int, start: int, out: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Members as they are stored, some at a time, and the place of each."""
         scratch = np.empty(max(1, _SCRATCH_BYTES // self.dtype.itemsize), dtype=self.dtype)
         for done in range(0, len(out), len(scratch)):
-            piece = scratch[: len(out) - done]
-            self._copy(handle, start + done, piece)
-            out[done : done + len(piece)] = piece
+            place = out[done : done + len(scratch)]
+            values = scratch[: len(place)]
+            self._copy(handle, start + done, values)
+            yield values, place
 
     def _copy(self, handle: int, start: int, out: np.ndarray) -> None:
         wanted = memoryview(out.view(np.uint8))  # type: ignore[arg-type]

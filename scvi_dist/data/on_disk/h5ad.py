@@ -8,6 +8,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.filesystem import (
     file_facts,
     is_folder,
@@ -20,7 +21,6 @@ from scvi_dist.data.filesystem import (
     unreadable,
 )
 from scvi_dist.data.on_disk.anndata_store import open_anndata
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.data.on_disk.chunks import ChunkDamaged, LocalObjects, Objects
 from scvi_dist.data.on_disk.h5_chunks import H5ChunkLayout
 from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous
@@ -273,6 +273,16 @@ class H5Array:
         with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
             place.read(spans, out)
         return out
+
+    def read_narrow(self, spans: np.ndarray) -> np.ndarray | None:
+        """Members as uint16; ``None`` where they are not all read so, or one does not fit."""
+        if self._place is None or self._layout is not None or self.dtype.kind != "i":
+            return None
+        out = new_array(total_length(spans), np.uint16)
+        with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
+            fits = self._place.read_narrow(spans, out)
+        self._tree.check_unchanged()
+        return out if fits else None
 
     def _slice(self, start: int, stop: int) -> np.ndarray:
         with self._tree.reading(self._path, f" (entries {start} to {stop})"):

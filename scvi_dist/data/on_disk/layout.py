@@ -6,7 +6,7 @@ An :class:`ElementTree` is what the adapters supply; nothing here knows h5py or 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,14 @@ class StoredArray(Protocol):
 
     def read(self, spans: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Members of ascending spans ``[m, 2]`` along the first axis, as one array."""
+
+
+@runtime_checkable
+class NarrowingArray(Protocol):
+    """An array whose integers can be made short while they are read."""
+
+    def read_narrow(self, spans: np.ndarray) -> np.ndarray | None:
+        """Members as uint16; ``None`` where they are not all read so, or one does not fit."""
 
 
 class ElementTree(Protocol):

@@ -10,7 +10,13 @@ import numpy as np
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data.on_disk.entry_check import first_bad_entry
-from scvi_dist.data.on_disk.layout import ElementTree, MatrixElement, StoredArray, native
+from scvi_dist.data.on_disk.layout import (
+    ElementTree,
+    MatrixElement,
+    NarrowingArray,
+    StoredArray,
+    native,
+)
 from scvi_dist.data.on_disk.row_pointers import RowPointers
 from scvi_dist.data.spans import expand, groups_of, spans_of_rows
 from scvi_dist.errors import StoreCorrupt
@@ -136,10 +142,22 @@ class CsrMatrix:
     def _read(self, spans: np.ndarray) -> CsrRows:
         entries, indptr = self.pointers.read(spans)
         entries = entries[entries[:, 1] > entries[:, 0]]
-        indices = self._indices.read(entries, self._index_type)
+        indices = self._read_indices(entries)
         block = CsrRows(indptr, indices, self._data.read(entries), self.shape[1])
         self.check(block, spans)
         return block
+
+    def _read_indices(self, entries: np.ndarray) -> np.ndarray:
+        if len(entries) and self._may_narrow and isinstance(self._indices, NarrowingArray):
+            narrow = self._indices.read_narrow(entries)
+            if narrow is not None:
+                return narrow
+        # Also what has a gene that does not fit: to be told which.
+        return self._indices.read(entries, self._index_type)
+
+    @property
+    def _may_narrow(self) -> bool:
+        return self._index_type.itemsize > 2 and self.shape[1] <= np.iinfo(np.uint16).max + 1
 
     def check(self, block: CsrRows, spans: np.ndarray) -> None:
         """Raise :class:`StoreCorrupt` for a gene that does not exist or that a row has twice."""

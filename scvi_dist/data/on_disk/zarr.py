@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.filesystem import (
     exists,
     is_remote,
@@ -22,7 +23,6 @@ from scvi_dist.data.filesystem import (
     unreadable,
 )
 from scvi_dist.data.on_disk.anndata_store import open_anndata
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.data.on_disk.chunks import ChunkDamaged, LocalObjects
 from scvi_dist.data.on_disk.layout import as_text, native
 from scvi_dist.data.on_disk.zarr_chunks import ChunkLayout, object_keys

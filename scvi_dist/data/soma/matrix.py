@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from scvi_dist.batch import CsrRows
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.filesystem import is_remote
-from scvi_dist.data.on_disk.big_arrays import new_array
 from scvi_dist.data.on_disk.matrix import csr_of_dense, empty_rows
 from scvi_dist.data.soma.kernels import (
     bits,

@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 
 from scvi_dist.batch import CsrRows
-from scvi_dist.data.on_disk.big_arrays import new_array
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.on_disk.chunks import ChunkDamaged
 from scvi_dist.data.soma.kernels import (
     bits,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scvi_dist.data.on_disk.big_arrays import LARGE_BYTES, new_array, waiting_bytes
+from scvi_dist.data import big_arrays
+from scvi_dist.data.big_arrays import LARGE_BYTES, keep_waiting, new_array, waiting_bytes
 
 
 @pytest.mark.parametrize("shape", [0, 3, (0, 5), LARGE_BYTES, (LARGE_BYTES // 64, 16)])
@@ -94,3 +95,17 @@ def test_threads_never_share_memory() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(fill, range(8)))
+
+
+def test_memory_waits_for_a_process_that_reads_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(big_arrays, "_MAPPINGS", type(big_arrays._MAPPINGS)())
+    del_at_once = new_array(4 * LARGE_BYTES, np.uint8)
+    del del_at_once
+    assert waiting_bytes() == 0
+    keep_waiting(4 * LARGE_BYTES)
+    keep_waiting(LARGE_BYTES)  # never takes back what another reader asked for
+    one, other = (new_array(4 * LARGE_BYTES, np.uint8) for _ in range(2))
+    where = {address(one), address(other)}
+    del one, other
+    assert waiting_bytes() == 4 * LARGE_BYTES
+    assert address(new_array(4 * LARGE_BYTES, np.uint8)) in where

@@ -1,6 +1,7 @@
 """Arrays in one piece are read past HDF5, and are what HDF5 reads."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from scvi_dist.data import open_store
 from scvi_dist.data.on_disk import h5_contiguous
 from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous
 from scvi_dist.data.spans import expand
-from scvi_dist.errors import StoreChanged
+from scvi_dist.errors import StoreChanged, StoreCorrupt
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
 
 USER_BLOCK = 512
@@ -57,6 +58,52 @@ def test_members_are_those_that_hdf5_reads(
         patch.setattr(h5_contiguous, "_SCRATCH_BYTES", scratch)
         place.read(spans, out)
     np.testing.assert_array_equal(out, values[rows])
+
+
+@pytest.mark.parametrize(
+    ("stored", "odd"),
+    [
+        ("<i2", None),
+        ("<i2", -1),
+        *product(["<i4", "<i8"], [None, -1, 65_535, 65_536, 1 << 20, (1 << 31) - 1]),
+    ],
+)
+@pytest.mark.parametrize("scratch", [64, 1 << 20])
+def test_integers_are_made_short_where_all_fit(
+    tmp_path: Path, stored: str, odd: int | None, scratch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).integers(0, 20_000, 300).astype(stored)
+    if odd is not None:
+        values[137] = odd
+    place = write(tmp_path / "a.h5", values)
+    assert place is not None
+    monkeypatch.setattr(h5_contiguous, "_SCRATCH_BYTES", scratch)
+    for spans in (np.array([[3, 100], [130, 300]]), np.array([[140, 200]])):
+        rows = expand(spans)
+        out = np.zeros(len(rows), np.uint16)
+        fits = bool((values[rows] == values[rows].astype(np.uint16)).all())
+        assert place.read_narrow(spans, out) == fits
+        if fits:
+            np.testing.assert_array_equal(out, values[rows])
+
+
+def test_genes_are_read_in_16_bits_and_one_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    adata, path = small_atlas(), tmp_path / "atlas.h5ad"
+    write_atlas(adata, path)
+    with h5py.File(path, "r+") as file:
+        genes = file["X/indices"][:]
+        del file["X/indices"]
+        file["X/indices"] = genes
+    with open_store(path) as store:
+        assert store.read_rows([(0, 9)]).indices.dtype == np.uint16
+    with h5py.File(path, "r+") as file:
+        # In 16 bits it would be the gene that it takes the place of.
+        file["X/indices"][int(file["X/indptr"][5])] += 1 << 16
+        gene = int(file["X/indices"][int(file["X/indptr"][5])])
+    with open_store(path) as store:
+        np.testing.assert_array_equal(store.read_rows([(6, 40)]).to_dense(), dense_of(adata)[6:40])
+        with pytest.raises(StoreCorrupt, match=f"row 5 has a value for gene {gene}"):
+            store.read_rows([(0, 9)])
 
 
 def test_what_hdf5_alone_can_read_is_left_to_it(tmp_path: Path) -> None:

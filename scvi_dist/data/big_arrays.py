@@ -42,6 +42,11 @@ def new_array(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
     return array.reshape(sizes)
 
 
+def keep_waiting(n_bytes: int) -> None:
+    """Let so much memory wait even where nothing is in use: for processes that read on and off."""
+    _MAPPINGS.least_bytes = max(_MAPPINGS.least_bytes, n_bytes)
+
+
 def waiting_bytes() -> int:
     """What is kept for arrays to come."""
     return _MAPPINGS.waiting_bytes
@@ -55,6 +60,8 @@ class _Mappings:
         self._lock = threading.RLock()
         self._waiting: list[mmap.mmap] = []
         self._used_bytes = 0
+        self.least_bytes = 0
+        """May wait whatever is in use."""
 
     @property
     def waiting_bytes(self) -> int:
@@ -74,7 +81,7 @@ class _Mappings:
         with self._lock:
             self._used_bytes -= len(memory)
             self._waiting.append(memory)
-            allowed = min(self._used_bytes, MOST_WAITING_BYTES)
+            allowed = min(max(self._used_bytes, self.least_bytes), MOST_WAITING_BYTES)
             # The oldest first: sizes that nobody asks for any more are among them.
             while self._waiting and self.waiting_bytes > allowed:
                 del self._waiting[0]
