@@ -23,7 +23,7 @@ from scvi_dist.data.filesystem import (
 from scvi_dist.data.on_disk.anndata_store import open_anndata
 from scvi_dist.data.on_disk.chunks import ChunkDamaged, LocalObjects, Objects
 from scvi_dist.data.on_disk.h5_chunks import H5ChunkLayout
-from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous
+from scvi_dist.data.on_disk.h5_plain import H5Plain
 from scvi_dist.data.on_disk.layout import as_text, native
 from scvi_dist.data.remote.cached_objects import objects_at
 from scvi_dist.data.remote.objects import RemoteFile, no_garbage_collection
@@ -223,9 +223,11 @@ class H5Array:
         self.dtype: np.dtype = native(dataset.dtype)
         self._chunk = int(dataset.chunks[0]) if dataset.chunks else None
         self._decodes = dataset.id.get_create_plist().get_nfilters() > 0
-        past_hdf5 = (self._decodes or tree.is_remote) and not tree.misplaces_chunks
-        self._layout = H5ChunkLayout.of(dataset, tree.lock) if past_hdf5 else None
-        self._place = None if tree.is_remote else H5Contiguous.of(dataset, tree.path)
+        knows_chunks = dataset.chunks is None or not tree.misplaces_chunks
+        by_chunks = (self._decodes or tree.is_remote) and knows_chunks
+        self._layout = H5ChunkLayout.of(dataset, tree.lock) if by_chunks else None
+        is_local = knows_chunks and not tree.is_remote
+        self._place = H5Plain.of(dataset, tree.path, tree.lock) if is_local else None
 
     def forget(self) -> None:
         """Let go of the file."""
@@ -268,7 +270,7 @@ class H5Array:
             layout.read(self._tree.objects, spans, out)
         return out
 
-    def _read_place(self, place: H5Contiguous, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _read_place(self, place: H5Plain, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
         out = new_array((total_length(spans), *self.shape[1:]), dtype)
         with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
             place.read(spans, out)

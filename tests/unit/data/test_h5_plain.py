@@ -1,5 +1,6 @@
-"""Arrays in one piece are read past HDF5, and are what HDF5 reads."""
+"""Arrays that lie in files as in memory are read past HDF5, and are what HDF5 reads."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvi_dist.data import open_store
-from scvi_dist.data.on_disk import h5_contiguous
-from scvi_dist.data.on_disk.h5_contiguous import H5Contiguous
+from scvi_dist.data.on_disk import h5_plain
+from scvi_dist.data.on_disk.h5_plain import H5Plain
 from scvi_dist.data.spans import expand
 from scvi_dist.errors import StoreChanged, StoreCorrupt
 from scvi_dist.testing import dense_of, small_atlas, write_atlas
@@ -20,12 +21,28 @@ from scvi_dist.testing import dense_of, small_atlas, write_atlas
 USER_BLOCK = 512
 
 
-def write(path: Path, values: np.ndarray, user_block: int = 0) -> H5Contiguous | None:
-    """The values as an array of a file, after another one."""
+LOCK = threading.RLock()
+
+
+def write(
+    path: Path, values: np.ndarray, user_block: int = 0, chunk: int | None = None
+) -> H5Plain | None:
+    """The values as an array of a file, after another one; chunks take turns with another's."""
     with h5py.File(path, "w", userblock_size=user_block) as file:
         file["first"] = np.arange(1000)
-        file["x"] = values
-        return H5Contiguous.of(file["x"], str(path))
+        if chunk is None:
+            file["x"] = values
+        else:
+            options = {"shape": values.shape, "dtype": values.dtype, "chunks": (chunk,)}
+            arrays = [file.create_dataset(name, **options) for name in ("x", "y")]
+            for start in range(0, len(values), 2 * chunk):
+                for array in arrays:
+                    array[start : start + 2 * chunk] = values[start : start + 2 * chunk]
+                    file.flush()
+        place = H5Plain.of(file["x"], str(path), LOCK)
+        if place is not None:
+            place.pieces()
+        return place
 
 
 @settings(max_examples=40)
@@ -36,6 +53,7 @@ def write(path: Path, values: np.ndarray, user_block: int = 0) -> H5Contiguous |
     wanted=st.sampled_from([None, "<i4", "<f8"]),
     user_block=st.sampled_from([0, USER_BLOCK]),
     scratch=st.sampled_from([1, 64, 1 << 20]),
+    chunk=st.sampled_from([None, 1, 7, 100, 299, 300]),
 )
 def test_members_are_those_that_hdf5_reads(
     tmp_path_factory: pytest.TempPathFactory,
@@ -45,17 +63,20 @@ def test_members_are_those_that_hdf5_reads(
     wanted: str | None,
     user_block: int,
     scratch: int,
+    chunk: int | None,
 ) -> None:
-    shape = (300,) if width is None else (300, width)
+    shape = (300,) if width is None or chunk is not None else (300, width)
     values = np.random.default_rng(0).integers(0, 200, shape).astype(stored)
-    place = write(tmp_path_factory.mktemp("h5") / "a.h5", values, user_block)
+    place = write(tmp_path_factory.mktemp("h5") / "a.h5", values, user_block, chunk)
     assert place is not None
+    if chunk == 100:
+        assert len(place.pieces().firsts) > 1
     bounds = sorted(edges)[: len(edges) // 2 * 2]
     spans = np.array(bounds, dtype=np.int64).reshape(-1, 2)
     rows = expand(spans)
     out = np.full((len(rows), *shape[1:]), -1).astype(wanted or stored)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(h5_contiguous, "_SCRATCH_BYTES", scratch)
+        patch.setattr(h5_plain, "_SCRATCH_BYTES", scratch)
         place.read(spans, out)
     np.testing.assert_array_equal(out, values[rows])
 
@@ -77,7 +98,7 @@ def test_integers_are_made_short_where_all_fit(
         values[137] = odd
     place = write(tmp_path / "a.h5", values)
     assert place is not None
-    monkeypatch.setattr(h5_contiguous, "_SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(h5_plain, "_SCRATCH_BYTES", scratch)
     for spans in (np.array([[3, 100], [130, 300]]), np.array([[140, 200]])):
         rows = expand(spans)
         out = np.zeros(len(rows), np.uint16)
@@ -90,10 +111,6 @@ def test_integers_are_made_short_where_all_fit(
 def test_genes_are_read_in_16_bits_and_one_that_does_not_fit_is_told(tmp_path: Path) -> None:
     adata, path = small_atlas(), tmp_path / "atlas.h5ad"
     write_atlas(adata, path)
-    with h5py.File(path, "r+") as file:
-        genes = file["X/indices"][:]
-        del file["X/indices"]
-        file["X/indices"] = genes
     with open_store(path) as store:
         assert store.read_rows([(0, 9)]).indices.dtype == np.uint16
     with h5py.File(path, "r+") as file:
@@ -108,7 +125,11 @@ def test_genes_are_read_in_16_bits_and_one_that_does_not_fit_is_told(tmp_path: P
 
 def test_what_hdf5_alone_can_read_is_left_to_it(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("chunks", data=np.arange(100), chunks=(10,))
+        file.create_dataset("rows", data=np.ones((10, 10)), chunks=(5, 10))
+        file.create_dataset("chunks", data=np.arange(100), chunks=(10,), compression="gzip")
+        file.create_dataset("checked", data=np.arange(100), chunks=(10,), fletcher32=True)
+        half = file.create_dataset("half", shape=(100,), dtype="i4", chunks=(10,))
+        half[:50] = 1
         file.create_dataset("swapped", data=np.arange(100).astype(">i4"))
         file.create_dataset("text", data=["a", "b"])
         file.create_dataset("scalar", data=3)
@@ -122,14 +143,14 @@ def test_what_hdf5_alone_can_read_is_left_to_it(tmp_path: Path) -> None:
         space = h5py.h5s.create_simple((4,))
         h5py.h5d.create(file.id, b"compact", h5py.h5t.NATIVE_INT32, space, compact)
         for name, dataset in file.items():
-            assert H5Contiguous.of(dataset, "a.h5") is None, name
+            assert H5Plain.of(dataset, "a.h5", LOCK) is None, name
 
 
 def test_a_file_that_ends_too_early_is_told(tmp_path: Path) -> None:
     place = write(tmp_path / "a.h5", np.arange(1000))
     assert place is not None
     with (tmp_path / "a.h5").open("r+b") as file:
-        file.truncate(place.offset + 100 * 8)
+        file.truncate(place.pieces().places[0] + 100 * 8)
     place.read(np.array([[0, 100]]), np.zeros(100, dtype=np.int64))
     with pytest.raises(OSError, match="ends 8 bytes before"):
         place.read(np.array([[0, 101]]), np.zeros(101, dtype=np.int64))
