@@ -133,7 +133,8 @@ def write_h5ad(path: Path, n_cells: int, n_genes: int) -> None:
         group["indptr"] = indptr
         for name, dtype in TYPES.items():
             values = np.memmap(raw[name], dtype=dtype, mode="r")
-            array = group.create_dataset(name, shape=values.shape, dtype=dtype)
+            # Chunks, as h5py chooses them for arrays that may grow: so does anndata.
+            array = group.create_dataset(name, values.shape, dtype, maxshape=(None,))
             for start in range(0, len(values), 1 << 24):
                 array[start : start + (1 << 24)] = values[start : start + (1 << 24)]
     for scratch in raw.values():
