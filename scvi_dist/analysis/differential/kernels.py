@@ -220,9 +220,11 @@ def _find_medians(x_qg: np.ndarray, found_5g: np.ndarray, near_gk: np.ndarray) -
                     upper_g[g], upto_g[g] = guess, count
     n_near_g = _collect(x_qg, lower_g, upper_g, upto_g - below_g, near_gk)
     for g in range(LANES):
-        if np.isnan(found_5g[0, g]):
+        is_finite = np.isfinite(found_5g[0, g])
+        if not is_finite and np.isnan(x_qg[:, g]).any():
             found_5g[1, g] = np.nan
-        elif upto_g[g] - below_g[g] > _FEW:
+        elif not is_finite or upto_g[g] - below_g[g] > _FEW:
+            # Infinite values lie outside of all bounds.
             found_5g[1, g] = np.median(x_qg[:, g].astype(np.float64))
         else:
             near_k = near_gk[g, : n_near_g[g]]

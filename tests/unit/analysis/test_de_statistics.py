@@ -88,6 +88,17 @@ def test_a_change_that_is_no_number_has_no_median_and_harms_no_other_feature() -
     np.testing.assert_array_equal(seen, np.median(x_qg.astype(np.float64), axis=0))
 
 
+@pytest.mark.parametrize("share", [0.01, 0.4, 0.6])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_medians_are_exact_beside_infinite_changes(share: float, sign: int) -> None:
+    """As without a pseudocount, of a gene that one side does not express."""
+    x_qg = np.random.default_rng(0).normal(size=(2_001, 3)).astype(np.float32)
+    x_qg[1 : 1 + int(2_001 * share), 1] = sign * np.inf
+    x_qg[7:9, 2] = -np.inf, np.inf
+    described = described_changes(x_qg, ())
+    np.testing.assert_array_equal(described["lfc_median"], np.median(x_qg, axis=0))
+
+
 def test_intervals_have_their_mass_and_none_is_shorter() -> None:
     x_qg = np.random.default_rng(0).gamma(1.0, 1.0, (900, 18)).astype(np.float32)
     described = described_changes(x_qg, (0.5, 0.8))
