@@ -205,7 +205,7 @@ def test_ray_data_looks_for_free_readers_often(sources):
 def test_types_are_sent_as_short_as_they_are_stored(sources):
     from scvi_dist.dataloaders.ray_blocks import window_table
 
-    for kind, n_bytes in {"short types": (2, 1), "h5ad": (4, 4), "several types": (4, 4)}.items():
+    for kind, n_bytes in {"short types": (2, 1), "h5ad": (2, 4), "several types": (4, 4)}.items():
         loader = ray_loader(plan_of(), sources[kind], CONFIG)
         table = window_table(loader.plan.task(0, 0, 1, 0), loader.source, check=True)
         widths = [

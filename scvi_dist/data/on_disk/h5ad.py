@@ -280,7 +280,10 @@ class H5Array:
         """Members as uint16; ``None`` where they are not all read so, or one does not fit."""
         if self._place is None or self._layout is not None or self.dtype.kind != "i":
             return None
+        # None are as short as some are: what is joined with them stays so.
         out = new_array(total_length(spans), np.uint16)
+        if not len(spans):
+            return out
         with self._tree.damage_of(self._path, f" (entries {spans[0, 0]} to {spans[-1, 1]})"):
             fits = self._place.read_narrow(spans, out)
         self._tree.check_unchanged()

@@ -148,7 +148,7 @@ class CsrMatrix:
         return block
 
     def _read_indices(self, entries: np.ndarray) -> np.ndarray:
-        if len(entries) and self._may_narrow and isinstance(self._indices, NarrowingArray):
+        if self._may_narrow and isinstance(self._indices, NarrowingArray):
             narrow = self._indices.read_narrow(entries)
             if narrow is not None:
                 return narrow

@@ -113,6 +113,7 @@ def test_genes_are_read_in_16_bits_and_one_that_does_not_fit_is_told(tmp_path: P
     write_atlas(adata, path)
     with open_store(path) as store:
         assert store.read_rows([(0, 9)]).indices.dtype == np.uint16
+        assert store.read_rows([]).indices.dtype == np.uint16
     with h5py.File(path, "r+") as file:
         # In 16 bits it would be the gene that it takes the place of.
         file["X/indices"][int(file["X/indptr"][5])] += 1 << 16
