@@ -11,7 +11,11 @@ from scvi_dist.errors import ClusterUnreachable, ConfigError
 PORTS = "auto, HEAD:6379 (from a host of the cluster) or ray://HEAD:10001 (from elsewhere)"
 PROBE_S = 10.0
 """How long a cluster's port may take to answer; Ray itself tries for half a minute and more."""
+CHANCES = 3
+"""Attempts to join while a head is slow."""
 _CLIENT = "ray://"
+_SLOW = "Starting Ray client server failed"
+"""What Ray says where a client's server has not answered in time."""
 
 
 def join_cluster(address: str | None) -> None:
@@ -28,7 +32,7 @@ def join_cluster(address: str | None) -> None:
         _check_listens(address)
     told = address or "RAY_ADDRESS"
     try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        _init(address)
     except AuthenticationError as error:
         ray.shutdown()
         raise ClusterUnreachable(
@@ -41,6 +45,20 @@ def join_cluster(address: str | None) -> None:
         raise ClusterUnreachable(
             f"no Ray cluster lets this process join at {told}; expected {PORTS}: {error}"
         ) from error
+
+
+def _init(address: str | None) -> None:
+    """Connect; a head that is too busy to start a client's server in Ray's half minute is asked
+    again."""
+    for chance in range(1, CHANCES + 1):
+        try:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        except ConnectionError as error:
+            if chance == CHANCES or _SLOW not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 def is_joined(address: str) -> bool:

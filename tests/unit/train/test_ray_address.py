@@ -1,6 +1,7 @@
 """What is no address of a cluster is refused; where nothing listens, that is said at once."""
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -28,3 +29,25 @@ def test_where_nothing_listens_no_cluster_is_waited_for(scheme: str) -> None:
         address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ClusterUnreachable, match=r"no Ray cluster answers at .*refused"):
             join_cluster(address)
+
+
+def test_a_head_that_is_slow_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = ConnectionAbortedError("RuntimeError: Starting Ray client server failed. See")
+    answers: list[Exception | None] = [slow, slow, None]
+    asked = []
+
+    def init(**options: Any) -> None:
+        asked.append(options["address"])
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr("ray.init", init)
+    join_cluster(None)
+    assert asked == [None] * 3
+    answers[:] = [slow, slow, slow]
+    with pytest.raises(ClusterUnreachable, match="Starting Ray client server failed"):
+        join_cluster(None)
+    answers[:] = [ConnectionError("no such host")]
+    with pytest.raises(ClusterUnreachable, match="no such host"):
+        join_cluster(None)
