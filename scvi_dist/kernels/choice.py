@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ Posterior: TypeAlias = Callable[
 """See :func:`~scvi_dist.kernels.posterior.posterior`."""
 
 
+class Passes(NamedTuple):
+    """What computes the parts of a network and their derivatives, one after the other."""
+
+    layer: Any
+    """See :class:`~scvi_dist.kernels.hidden_layer.LayerPass`."""
+    posterior: Any
+    """See :class:`~scvi_dist.kernels.posterior.PosteriorPass`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One implementation."""
@@ -40,6 +49,8 @@ class Kernel:
     """Computes a trained layer as a whole; None where torch does, part by part."""
     posterior: Posterior | None = None
     """Computes a posterior and what the loss needs of it; None where torch does."""
+    passes: Passes | None = None
+    """The same two, each forward and backward without a graph; None where there are none."""
 
 
 def _numba() -> Kernel:
@@ -55,6 +66,7 @@ def _numba() -> Kernel:
         products_numba.row_sums,
         hidden_layer.hidden_layer,
         posterior.posterior,
+        Passes(hidden_layer.LayerPass, posterior.PosteriorPass),
     )
 
 

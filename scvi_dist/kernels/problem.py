@@ -5,7 +5,8 @@ dispersions of their own.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ class Head:
     def of(linear: nn.Linear) -> "Head":
         """The weights of a layer."""
         return Head(linear.weight, linear.bias)
+
+    def detached(self) -> "Head":
+        """Without a graph."""
+        return Head(self.weight_gh.detach(), self.bias_g.detach(), self.first)
 
     def seen(self, hidden_nh: Tensor) -> Tensor:
         """The hidden units that the weights are for; a view."""
@@ -80,6 +85,14 @@ class CountProblem:
             head = getattr(self, name)
             if head is not None:
                 yield name, head
+
+    def detached(self) -> "CountProblem":
+        """Without graphs."""
+        heads: dict[str, Any] = {name: head.detached() for name, head in self.heads}
+        table = None if self.log_theta_tg is None else self.log_theta_tg.detach()
+        units_nh, log_size_n = self.hidden_nh.detach(), self.log_size_n.detach()
+        given = {"hidden_nh": units_nh, "log_size_n": log_size_n, "log_theta_tg": table}
+        return replace(self, **given, **heads)
 
     def groups(self) -> Tensor:
         """int64 ``[n]``."""

@@ -198,6 +198,20 @@ class BaseModule(nn.Module, ABC):
             return inferred, generated
         return inferred, generated, self.loss(tensors, inferred, generated, **(loss_kwargs or {}))
 
+    def objective(self, tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
+        """What training minimises, for who wants no more of a minibatch: less work than a pass.
+
+        Only ``loss`` is sure to have derivatives, and those by the parameters.
+
+        Parameters
+        ----------
+        tensors
+            As for :meth:`forward`.
+        loss_kwargs
+            Further arguments of :meth:`loss`.
+        """
+        return self(tensors, loss_kwargs=loss_kwargs)[2]
+
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:
     """The minibatch on ``device``; itself where it is there already."""

@@ -25,6 +25,7 @@ from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.vae_args import VAEArgs
 from scvi_dist.module.vae_networks import VAENetworks
+from scvi_dist.module.whole_pass import takes_whole, whole_loss
 from scvi_dist.nn.precision import full_precision
 
 
@@ -198,16 +199,23 @@ class VAE(VAENetworks):
         generated = self._fused(tensors, self._get_generative_input(tensors, inferred))
         return inferred, generated, self.loss(tensors, inferred, generated, **(loss_kwargs or {}))
 
+    def objective(self, tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
+        """As :meth:`BaseModule.objective`; where kernels can, from end to end without a graph."""
+        if takes_whole(tensors, self, VAE) and loss_kwargs.keys() <= {"kl_weight"}:
+            return whole_loss(self, tensors, float(loss_kwargs.get("kl_weight", 1.0)))
+        return super().objective(tensors, **loss_kwargs)
+
     def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
         """Generative outputs with the loss of the counts in place of their law."""
         z, batch_index = given["z"], given["batch_index"]
-        covariates = {k: given[k] for k in ("batch_index", "cont_covs", "cat_covs", "y")}
+        kernel = kernel_for(self.device, self.kernel)
+        covariates = batch_index, given["cont_covs"], given["cat_covs"]
+        units = self.decode_units(z, *covariates, kernel=kernel)
         log_size = given["size_factor" if self.use_size_factor_key else "library"]
-        problem = self.count_problem(batch.x, z, log_size, **covariates)
-        evaluate = kernel_for(self.device, self.kernel).count_loss
+        problem = self.count_problem(batch.x, units, log_size, batch_index, given["y"])
         expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
         outputs = {
-            RECONSTRUCTION_LOSS: count_loss(problem, evaluate, expected),
+            RECONSTRUCTION_LOSS: count_loss(problem, kernel.count_loss, expected),
             "pl": self._library_prior(batch_index),
         }
         laws = {"px": lambda: self.generative(**given)["px"], "pz": lambda: latent_prior(z)}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from scvi_dist.batch import REGISTRY_KEYS, SparseCounts
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
-from scvi_dist.kernels.choice import default_kernel, kernel_for, usable_name, works_on
+from scvi_dist.kernels.choice import Kernel, default_kernel, kernel_for, usable_name, works_on
 from scvi_dist.kernels.problem import CountProblem, Head, Law
 from scvi_dist.kernels.sparse_linear import SparseColumns, column_major
 from scvi_dist.module.base import BaseModule, Tensors
@@ -277,10 +277,19 @@ class VAENetworks(BaseModule):
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
+        kernel: Kernel | None = None,
     ) -> Tensor:
-        """Hidden units ``[n, h]`` before the heads of the genes."""
+        """Hidden units ``[n, h]`` before the heads of the genes.
+
+        Parameters
+        ----------
+        z, batch_index, cont_covs, cat_covs
+            As for :meth:`decode`.
+        kernel
+            As for :meth:`FCLayers.forward`.
+        """
         seen = self._with_columns(z, batch_index, cont_covs)
-        return self.decoder.px_decoder(seen, *self._codes(batch_index, cat_covs))
+        return self.decoder.px_decoder(seen, *self._codes(batch_index, cat_covs), kernel=kernel)
 
     def _codes(self, batch_index: Tensor, cat_covs: Tensor | None) -> tuple[Tensor, ...]:
         """The covariates that enter as indicators, as codes ``[n, 1]`` each."""
@@ -325,24 +334,21 @@ class VAENetworks(BaseModule):
     def count_problem(
         self,
         counts: SparseCounts,
-        z: Tensor,
+        hidden_nh: Tensor,
         log_size: Tensor,
         batch_index: Tensor,
-        cont_covs: Tensor | None = None,
-        cat_covs: Tensor | None = None,
         y: Tensor | None = None,
     ) -> CountProblem:
-        """The likelihood of counts, of which nothing has been computed but the hidden units.
+        """The likelihood of counts ``[n, g]``, of which nothing has been computed.
 
         Parameters
         ----------
-        counts
-            ``[n, g]``.
-        z, log_size, batch_index, cont_covs, cat_covs, y
+        hidden_nh
+            As :meth:`decode_units` gives them.
+        log_size, batch_index, y
             As for :meth:`decode`, of one sample.
         """
         args, decoder = self.args, self.decoder
-        seen = self._with_columns(z, batch_index, cont_covs)
         by_cell = args.has_dispersion and args.dispersion == "gene-cell"
         log_theta, group = None, None
         if args.has_dispersion and not by_cell:
@@ -353,11 +359,7 @@ class VAENetworks(BaseModule):
         return CountProblem(
             law=Law(args.gene_likelihood, decoder.scale_activation),
             counts=counts,
-            hidden_nh=decoder.px_decoder(
-                seen,
-                *self._codes(batch_index, cat_covs),
-                kernel=kernel_for(self.device, self.kernel),
-            ),
+            hidden_nh=hidden_nh,
             log_size_n=log_size.reshape(-1),
             scale=Head.of(decoder.px_scale_decoder[0]),
             dropout=None if dropout is None else Head.of(dropout),

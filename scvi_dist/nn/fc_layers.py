@@ -124,7 +124,7 @@ class FCLayers(nn.Module):
         kernel
             What computes whole layers where it can. Sparse columns bring their own.
         """
-        covariates = self._covariates(x, cat_list, cont)
+        covariates = self.covariates(x, cat_list, cont)
         units: Any = x
         if covariates is not None and x.dim() == 3:
             covariates = covariates.expand(units.shape[0], -1, -1)
@@ -134,9 +134,10 @@ class FCLayers(nn.Module):
         elif kernel is not None:
             whole = kernel.hidden_layer
         for i, parts in enumerate(self.fc_layers):
-            if whole is not None and _is_whole(parts, units):
+            if whole is not None and _takes(parts, units):
                 injects = covariates is not None and self.inject_into_layer(i)
-                units = _whole(whole, parts, _beside(units, covariates if injects else None))
+                seen = beside(units, covariates if injects else None)
+                units = whole(seen, *whole_parts(parts, units))
                 continue
             for part in parts:
                 if isinstance(units, SparseColumns):
@@ -151,18 +152,31 @@ class FCLayers(nn.Module):
                 units = part(units)
         return units
 
+    def is_whole(self, n_cells: int, dtype: torch.dtype, is_sparse: bool) -> bool:
+        """Whether kernels that compute whole layers compute each one.
+
+        Parameters
+        ----------
+        n_cells, dtype, is_sparse
+            Of what the first layer sees.
+        """
+        return all(
+            _is_whole(parts, n_cells, dtype, is_sparse and i == 0)
+            for i, parts in enumerate(self.fc_layers)
+        )
+
     def with_covariates(
         self, x: Tensor, *cat_list: Tensor | None, cont: Tensor | None = None
     ) -> Tensor:
         """What the first layer sees: ``x`` and the covariates, as for :meth:`forward`."""
-        covariates = self._covariates(x, cat_list, cont)
+        covariates = self.covariates(x, cat_list, cont)
         if covariates is None:
             return x
         if x.dim() == 3:
             covariates = covariates.expand(x.shape[0], -1, -1)
         return torch.cat([x, covariates], dim=-1)
 
-    def _covariates(
+    def covariates(
         self, x: Tensor | SparseColumns, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
     ) -> Tensor | None:
         """Continuous columns, then the indicators of each category ``[n, n_cov]``."""
@@ -193,7 +207,8 @@ def _sparse_linear(layer: nn.Linear, x: SparseColumns, covariates: Tensor | None
     return x.linear(layer.weight, layer.bias, first_trained)
 
 
-def _beside(x: Tensor | SparseColumns, columns: Tensor | None) -> Tensor | SparseColumns:
+def beside(x: Tensor | SparseColumns, columns: Tensor | None) -> Tensor | SparseColumns:
+    """``x`` with the columns at its right, where there are any."""
     if columns is None:
         return x
     return torch.cat([x, columns], -1) if isinstance(x, Tensor) else x.with_columns(columns)
@@ -203,31 +218,39 @@ _WHOLE = ((nn.ReLU,), (nn.ReLU, Dropout))
 """What may come after a linear layer and a batch norm in a layer that kernels compute."""
 
 
-def _is_whole(parts: nn.Sequential, x: Tensor | SparseColumns) -> bool:
+def _takes(parts: nn.Sequential, x: Tensor | SparseColumns) -> bool:
+    """Whether kernels compute this layer of what it sees."""
+    is_sparse = isinstance(x, SparseColumns)
+    return x.dim() == 2 and _is_whole(parts, x.shape[0], x.dtype, is_sparse)
+
+
+def _is_whole(parts: nn.Sequential, n_cells: int, dtype: torch.dtype, is_sparse: bool) -> bool:
     """Whether kernels compute this layer: trained, of two or more cells, of one process."""
     linear, norm, *rest = parts if len(parts) > 1 else (None, None)
     if not isinstance(norm, nn.BatchNorm1d) or tuple(map(type, rest)) not in _WHOLE:
         return False
     if isinstance(norm, SyncedBatchNorm1d) and norm.has_peers:
         return False
-    if type(linear) is not nn.Linear and not isinstance(x, SparseColumns):
+    if type(linear) is not nn.Linear and not is_sparse:
         return False
     dropout = rest[-1]
     is_bound = not isinstance(dropout, Dropout) or dropout.noise.is_bound
     return (
         is_bound
-        and x.dim() == 2
-        and x.shape[0] > 1
+        and n_cells > 1
         and norm.training
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
         and all(part.training for part in rest)
-        and x.dtype == norm.weight.dtype
+        and dtype == norm.weight.dtype
     )
 
 
-def _whole(layer: HiddenLayer, parts: nn.Sequential, x: Tensor | SparseColumns) -> Tensor:
+def whole_parts(
+    parts: nn.Sequential, x: Tensor | SparseColumns
+) -> tuple[nn.Linear, nn.BatchNorm1d, Tensor | None, float]:
+    """What a kernel computes a layer from, with the mask that is drawn for these cells."""
     linear, norm, *_, last = parts
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d)
@@ -236,7 +259,7 @@ def _whole(layer: HiddenLayer, parts: nn.Sequential, x: Tensor | SparseColumns) 
         shape = (x.shape[0], linear.out_features)
         keep = last.noise.bernoulli_keep(shape, last.p, dtype=x.dtype)
         factor = 0.0 if last.p == 1 else 1 / (1 - last.p)
-    return layer(x, linear, norm, keep, factor)
+    return linear, norm, keep, factor
 
 
 def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:

@@ -166,7 +166,10 @@ class TrainingPlan(pl.LightningModule):
         return self._run(batch, self.seed, self.cursor.global_step)
 
     def _run(self, batch: CellBatch, seed: int, step: int) -> Any:
-        return self._forward(batch, seed, step)[1]
+        if self.config.compile:
+            return self._forward(batch, seed, step)[1]
+        self._bind(batch, seed, step)
+        return self.module.objective(batch, **self._loss_kwargs)
 
     def _objective(self, output: Any, batch: CellBatch) -> Tensor:
         """What is minimised: its mean over ranks is the mean loss of the global minibatch."""
