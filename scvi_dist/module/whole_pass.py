@@ -33,7 +33,8 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
     Parameters
     ----------
     kind
-        The class whose methods it knows: a subclass may compute something else.
+        The class whose methods it knows: a subclass, or somebody who puts a function of his own
+        in a method's place, may compute something else.
     """
     args, encoder, decoder = module.args, module.z_encoder, module.decoder
     if not torch.is_grad_enabled() or not takes(tensors, module.device):
@@ -44,7 +45,8 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
         return False
     if encoder.distribution != "normal" or encoder.var_activation is not torch.exp:
         return False
-    if any(getattr(type(module), name) is not getattr(kind, name) for name in _GOES_THROUGH):
+    methods = [(getattr(module, name), getattr(kind, name)) for name in _GOES_THROUGH]
+    if any(getattr(own, "__func__", None) is not known for own, known in methods):
         return False
     if kernel_for(module.device, module.kernel).passes is None or _has_hooks(module):
         return False

@@ -53,6 +53,9 @@ class SemiSupervisedTrainingPlan(TrainingPlan):
 
     config: SemiSupervisedPlanConfig
 
+    def _run(self, batch: CellBatch, seed: int, step: int) -> Any:
+        return self._forward(batch, seed, step)[1]
+
     def _forward(self, batch: CellBatch, seed: int, step: int) -> tuple[Any, Any]:
         inferred, output = super()._forward(batch, seed, step)
         if batch.labelled is not None:

@@ -108,6 +108,7 @@ class TrainingPlan(pl.LightningModule):
         self._noise = getattr(module, "noise", None)
         # A bound method, not the module: that would be registered a second time.
         self._call: Any = _compiled(module, config)
+        self._loss_alone = None if config.compile else getattr(module, "objective", None)
         self._loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)
         self._loss_args = set(signature(module.loss).parameters)
         if "n_obs" in self._loss_args:
@@ -166,10 +167,11 @@ class TrainingPlan(pl.LightningModule):
         return self._run(batch, self.seed, self.cursor.global_step)
 
     def _run(self, batch: CellBatch, seed: int, step: int) -> Any:
-        if self.config.compile:
+        """The loss of a minibatch and its terms, for a plan that wants nothing else of it."""
+        if self._loss_alone is None:
             return self._forward(batch, seed, step)[1]
         self._bind(batch, seed, step)
-        return self.module.objective(batch, **self._loss_kwargs)
+        return self._loss_alone(batch, **self._loss_kwargs)
 
     def _objective(self, output: Any, batch: CellBatch) -> Tensor:
         """What is minimised: its mean over ranks is the mean loss of the global minibatch."""
