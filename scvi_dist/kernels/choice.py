@@ -30,8 +30,6 @@ class Passes(NamedTuple):
     """See :class:`~scvi_dist.kernels.hidden_layer.LayerPass`."""
     posterior: Any
     """See :class:`~scvi_dist.kernels.posterior.PosteriorPass`."""
-    count_loss: Any
-    """See :func:`~scvi_dist.kernels.count_loss_numba.begin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def _numba() -> Kernel:
         products_numba.row_sums,
         hidden_layer.hidden_layer,
         posterior.posterior,
-        Passes(hidden_layer.LayerPass, posterior.PosteriorPass, count_loss_numba.begin),
+        Passes(hidden_layer.LayerPass, posterior.PosteriorPass),
     )
 
 

@@ -3,7 +3,6 @@
 Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden units.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,10 +37,6 @@ LEAST_ROWS_OF_PART = 16
 LEAST_ENTRIES_OF_PART = 20_000
 """Logits that take some 0.2 ms: less is not worth a thread."""
 
-MOST_PRODUCTS_BESIDE = 150_000_000
-"""For the weights' derivatives, of each other thread: they take as long as the way back through
-the rest of a network, which takes one thread."""
-
 MOST_ACTIVE = 0.75
 """Part of the hidden units, from which on dense products are faster."""
 
@@ -50,34 +45,12 @@ _SPACE = Workspace()
 
 def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) -> CountResult:
     """Losses and derivatives; see :data:`~scvi_dist.kernels.count_loss.Evaluate`."""
-    result, wait = begin(problem, weight_n, wanted)
-    wait()
-    return result
-
-
-def begin(
-    problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]
-) -> tuple[CountResult, Callable[[], None]]:
-    """As :func:`evaluate`, and what has to be called before the weights' derivatives are read.
-
-    Other threads may still compute these; the problem and they are not to be changed meanwhile,
-    and no other evaluation may begin.
-    """
     run = _Evaluation(problem, weight_n, wanted)
     n, n_genes = problem.counts.shape
     block = max(LEAST_ROWS, min(MOST_ROWS, BLOCK_ENTRIES // max(n_genes, 1)))
-    tasks: list[Callable[[], None]] = []
     for first in range(0, n, block):
-        threads.run(tasks)
-        tasks = run.block(first, min(first + block, n))
-    if run.is_short:
-        return run.result(), threads.start(tasks)
-    threads.run(tasks)
-    return run.result(), _do_nothing
-
-
-def _do_nothing() -> None:
-    pass
+        run.block(first, min(first + block, n))
+    return run.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +126,8 @@ class _Evaluation:
         names = Dispersions._fields
         return Dispersions(*(_SPACE.array(f"{k} {thread}", shape, self.real) for k in names))
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the other threads have the weights' derivatives while this one goes on."""
-        n, h = self.hidden_nh.shape
-        n_heads = len([name for name in self.gradients if name.endswith(".weight")])
-        products = n * h * self.p.counts.n_genes * n_heads
-        return products <= MOST_PRODUCTS_BESIDE * (threads.n_threads() - 1)
-
-    def block(self, first: int, stop: int) -> list[Callable[[], None]]:
-        """Losses of some cells and what they add to derivatives; those of weights are tasks left.
-
-        The next block may come when these are done.
-        """
+    def block(self, first: int, stop: int) -> None:
+        """Losses of some cells, and what they add to the gradients."""
         r, g = stop - first, self.p.counts.n_genes
         blocks = {
             name: torch.from_numpy(_SPACE.array(name, (r, g), self.real))
@@ -176,16 +138,14 @@ class _Evaluation:
             for k, (a, b) in enumerate(threads.cuts(first, stop, len(self.parts)))
         ]
         threads.run(tasks)
-        if not any(f"{name}.weight" in self.wanted for name in blocks):
-            return []
-        n_parts = len(self.parts)
-        if self.is_short:
-            # One thread is about to do something else.
-            n_parts = max(1, min(n_parts, threads.n_threads() - 1))
-        return [
-            partial(self._weights, self.parts[k], blocks, (first, stop), ab)
-            for k, ab in enumerate(threads.cuts(0, g, n_parts))
-        ]
+        if any(f"{name}.weight" in self.wanted for name in blocks):
+            spans = threads.cuts(0, g, len(self.parts))
+            threads.run(
+                [
+                    partial(self._weights, self.parts[k], blocks, (first, stop), ab)
+                    for k, ab in enumerate(spans)
+                ]
+            )
 
     def _rows(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
         a, b, first = span

@@ -72,8 +72,6 @@ def cuts(start: int, stop: int, n_parts: int) -> list[tuple[int, int]]:
 
 def run(tasks: Sequence[Callable[[], None]]) -> None:
     """Do all tasks, the first in this thread; each has one core."""
-    if not tasks:
-        return
     if len(tasks) == 1 and torch.get_num_threads() == 1:
         tasks[0]()
         return
@@ -87,31 +85,6 @@ def run(tasks: Sequence[Callable[[], None]]) -> None:
     finally:
         for future in running:
             future.result()
-
-
-def start(tasks: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """Let the other threads do all tasks; what is returned waits for them.
-
-    Where there is one thread alone they are done when this returns.
-    """
-    if n_threads() == 1:
-        for task in tasks:
-            task()
-        return _do_nothing
-    pool, is_inference = _pool(n_threads()), torch.is_inference_mode_enabled()
-    running = [pool.submit(_without_graph, task, is_inference) for task in tasks]
-
-    def wait() -> None:
-        # All of them, whatever becomes of one: they write to what others will write to next.
-        for error in [future.exception() for future in running]:
-            if error is not None:
-                raise error
-
-    return wait
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _without_graph(task: Callable[[], None], is_inference: bool) -> None:

@@ -98,23 +98,21 @@ def _there_and_back(
     problem, parameters = _problem(module, batch, decoder, z_nk)
     weight_n = Expected(n_real, 1.0 / max(n_real, 1)).weights(kl_n)
     wanted = frozenset(name for name, p in parameters.items() if p.requires_grad)
-    result, wait = kernel.passes.count_loss(problem, weight_n, wanted | {"hidden_nh"})
-    try:
-        slopes = result.gradients
-        gradients = {parameters[name]: slopes[name] for name in wanted}
-        if "log_theta_tg" in wanted:
-            # Of the shape of the parameter, which is [g] or [g, t].
-            slope_tg = slopes["log_theta_tg"]
-            gradients[module.px_r] = slope_tg.t() if module.px_r.dim() == 2 else slope_tg[0]
-        by_z = decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
-        by_hidden, *by_heads = posterior.backward(None, None, by_z, kl_weight * weight_n, True)
-        of_heads = (parameter for linear in linears for parameter in (linear.weight, linear.bias))
-        for parameter, slope in zip(of_heads, by_heads, strict=True):
-            if slope is not None:
-                gradients[parameter] = slope
-        encoder.backward(by_hidden, 0, gradients)
-    finally:
-        wait()
+    result = kernel.count_loss(problem, weight_n, wanted | {"hidden_nh"})
+
+    slopes = result.gradients
+    gradients = {parameters[name]: slopes[name] for name in wanted}
+    if "log_theta_tg" in wanted:
+        # Of the shape of the parameter, which is [g] or [g, t].
+        slope_tg = slopes["log_theta_tg"]
+        gradients[module.px_r] = slope_tg.t() if module.px_r.dim() == 2 else slope_tg[0]
+    by_z = decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
+    by_hidden, *by_heads = posterior.backward(None, None, by_z, kl_weight * weight_n, True)
+    of_heads = (parameter for linear in linears for parameter in (linear.weight, linear.bias))
+    for parameter, slope in zip(of_heads, by_heads, strict=True):
+        if slope is not None:
+            gradients[parameter] = slope
+    encoder.backward(by_hidden, 0, gradients)
     return result.loss_n[:n_real], kl_n[:n_real], gradients
 
 

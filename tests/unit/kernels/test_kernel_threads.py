@@ -62,32 +62,3 @@ def test_an_error_of_any_task_is_raised() -> None:
         with pytest.raises(ArithmeticError):
             threads.run(tasks)
         assert torch.get_num_threads() == 2
-
-
-def test_tasks_that_were_started_are_waited_for() -> None:
-    may_end, ends = threading.Event(), []
-
-    def task(name: str) -> None:
-        assert may_end.wait(60)
-        ends.append(name)
-
-    wait = threads.start([partial(task, name) for name in "ab"])
-    assert ends == []
-    may_end.set()
-    wait()
-    assert sorted(ends) == ["a", "b"]
-    torch.set_num_threads(1)
-    threads.start([partial(task, "c")])
-    assert ends[-1] == "c"
-
-
-def test_an_error_of_a_started_task_is_raised_when_all_have_ended() -> None:
-    ends = []
-
-    def fail() -> None:
-        raise ArithmeticError
-
-    wait = threads.start([fail, partial(ends.append, 1)])
-    with pytest.raises(ArithmeticError):
-        wait()
-    assert ends == [1]

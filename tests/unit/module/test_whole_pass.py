@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from scvi_dist.batch import CellBatch
-from scvi_dist.kernels import count_loss_numba, threads
 from scvi_dist.module import VAE
 from scvi_dist.module.base import LossOutput
 from scvi_dist.module.surgery import FreezeOptions, freeze
@@ -84,20 +83,6 @@ def test_the_loss_and_its_derivatives_are_those_of_the_graph(
     module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
     assert takes_whole(batch, module, VAE)
     assert_same_step(module, batch)
-
-
-@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-def test_the_threads_do_not_show(likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for n_threads, beside in ((1, 0), (2, 10**9), (3, 10**9), (3, 0)):
-        monkeypatch.setattr(threads, "n_threads", lambda n_threads=n_threads: n_threads)
-        monkeypatch.setattr(count_loss_numba, "MOST_PRODUCTS_BESIDE", beside)
-        monkeypatch.setattr(count_loss_numba, "LEAST_ENTRIES_OF_PART", 1)
-        monkeypatch.setattr(count_loss_numba, "LEAST_ROWS_OF_PART", 1)
-        module = build(gene_likelihood=likelihood)
-        found.append(trained(module, cells(), whole=True)[1])
-    for others in found[1:]:
-        torch.testing.assert_close(others, found[0], rtol=2e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("args", LEFT.values(), ids=LEFT)
