@@ -50,12 +50,18 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
         return False
     if kernel_for(module.device, module.kernel).passes is None or _has_hooks(module):
         return False
+    # The weights of others may be computed from parameters.
+    linears = (encoder.mean_encoder, encoder.var_encoder, *decoder.gene_heads)
+    if any(type(linear) is not nn.Linear for linear in linears):
+        return False
     n, dtype = tensors.n_cells, tensors.x.data.dtype
     return encoder.encoder.is_whole(n, dtype, True) and decoder.px_decoder.is_whole(n, dtype, False)
 
 
 def _has_hooks(module: VAENetworks) -> bool:
     """Whether somebody wants to be called when a part computes."""
+    if torch.nn.modules.module._has_any_global_hook():
+        return True
     encoder, decoder = module.z_encoder, module.decoder
     parts: tuple[nn.Module, ...] = (module, encoder, encoder.encoder, decoder, decoder.px_decoder)
     return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)

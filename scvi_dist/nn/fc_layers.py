@@ -15,6 +15,7 @@ from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.dropout import Dropout
 from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.one_hot import one_hot
+from scvi_dist.nn.partly_frozen import PartlyFrozenLinear
 from scvi_dist.nn.sync_batch_norm import SyncedBatchNorm1d
 
 
@@ -153,7 +154,7 @@ class FCLayers(nn.Module):
         return units
 
     def is_whole(self, n_cells: int, dtype: torch.dtype, is_sparse: bool) -> bool:
-        """Whether kernels that compute whole layers compute each one.
+        """Whether kernels compute each layer as a whole, of weights that are parameters.
 
         Parameters
         ----------
@@ -161,7 +162,7 @@ class FCLayers(nn.Module):
             Of what the first layer sees.
         """
         return all(
-            _is_whole(parts, n_cells, dtype, is_sparse and i == 0)
+            _is_whole(parts, n_cells, dtype, is_sparse and i == 0) and type(parts[0]) in _LINEAR
             for i, parts in enumerate(self.fc_layers)
         )
 
@@ -214,6 +215,7 @@ def beside(x: Tensor | SparseColumns, columns: Tensor | None) -> Tensor | Sparse
     return torch.cat([x, columns], -1) if isinstance(x, Tensor) else x.with_columns(columns)
 
 
+_LINEAR = (nn.Linear, PartlyFrozenLinear)
 _WHOLE = ((nn.ReLU,), (nn.ReLU, Dropout))
 """What may come after a linear layer and a batch norm in a layer that kernels compute."""
 

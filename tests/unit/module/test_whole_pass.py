@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.module import VAE
@@ -134,6 +134,14 @@ def test_who_looks_at_a_part_sees_it_computed() -> None:
     module.z_encoder.register_forward_hook(lambda *_: seen.append(1))
     trained(module, batch, whole=True)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("where", ["z_encoder.encoder.fc_layers.0.0", "z_encoder.mean_encoder"])
+def test_weights_that_are_computed_have_derivatives(where: str) -> None:
+    module = build()
+    path = where.replace("fc_layers.0.0", "fc_layers.Layer 0.0")
+    nn.utils.parametrizations.weight_norm(module.get_submodule(path))
+    assert_same_step(module, cells())
 
 
 def test_without_derivatives_or_in_evaluation_the_terms_are_the_same() -> None:
