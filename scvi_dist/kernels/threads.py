@@ -8,13 +8,17 @@ computes the small rest on one thread, see :func:`for_loops`.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from queue import SimpleQueue
+from threading import Thread
+from typing import TypeAlias
 
 import torch
 
-_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_Given: TypeAlias = "tuple[Callable[[], None], bool, SimpleQueue[BaseException | None]]"
+"""A task, whether it is in inference mode, and where its end is told."""
+_POOLS: dict[tuple[int, int], "_Pool"] = {}
 _LOCK = threading.Lock()
 
 
@@ -75,36 +79,74 @@ def run(tasks: Sequence[Callable[[], None]]) -> None:
     if len(tasks) == 1 and torch.get_num_threads() == 1:
         tasks[0]()
         return
-    pool = _pool(n_threads())
     # Whether gradients are recorded is a thread's own affair; here nobody records any.
     is_inference = torch.is_inference_mode_enabled()
-    running = [pool.submit(_without_graph, task, is_inference) for task in tasks[1:]]
+    ends = _pool(n_threads()).start(tasks[1:], is_inference)
+    errors: list[BaseException | None] = []
     try:
         with for_loops():
             _without_graph(tasks[0], is_inference)
     finally:
-        for future in running:
-            future.result()
+        # All of them, whatever becomes of one: they write to what others will write to next.
+        errors += [ends.get() for _ in tasks[1:]]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+class _Pool:
+    """Threads that wait for tasks.
+
+    To hand one over takes a tenth of what it takes with the standard library's executors, whose
+    futures can do more than is needed here several times a minibatch.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._tasks: SimpleQueue[_Given] = SimpleQueue()
+        for k in range(count):
+            name = f"kernels_{k}"
+            Thread(target=_serve, args=(self._tasks,), name=name, daemon=True).start()
+
+    def start(
+        self, tasks: Sequence[Callable[[], None]], is_inference: bool
+    ) -> "SimpleQueue[BaseException | None]":
+        """Let the threads do tasks; for each that has ended, its error or None comes out."""
+        ends: SimpleQueue[BaseException | None] = SimpleQueue()
+        for task in tasks:
+            self._tasks.put((task, is_inference, ends))
+        return ends
+
+
+def _serve(tasks: "SimpleQueue[_Given]") -> None:
+    # Torch gives a thread its number when that is first asked for, whatever was set before.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    while True:
+        task, is_inference, ends = tasks.get()
+        error = None
+        try:
+            _without_graph(task, is_inference)
+        except BaseException as raised:
+            error = raised
+        ends.put(error)
+        # Nothing is held while the next one is waited for.
+        del task, ends, error
 
 
 def _without_graph(task: Callable[[], None], is_inference: bool) -> None:
     # What was made in inference mode can only be written to in inference mode.
-    with torch.inference_mode(is_inference), torch.no_grad():
+    if is_inference:
+        with torch.inference_mode():
+            task()
+        return
+    with torch.no_grad():
         task()
 
 
-def _have_one_thread() -> None:
-    # Torch gives a thread its number when that is first asked for, whatever was set before.
-    torch.get_num_threads()
-    torch.set_num_threads(1)
-
-
-def _pool(count: int) -> ThreadPoolExecutor:
-    """The pool of this process; a forked one has none of its parent's threads."""
+def _pool(count: int) -> _Pool:
+    """The threads of this process beside the caller's; a forked one has none of its parent's."""
     key = (os.getpid(), count)
     with _LOCK:
         if key not in _POOLS:
-            _POOLS[key] = ThreadPoolExecutor(
-                count - 1 or 1, "kernels", initializer=_have_one_thread
-            )
+            _POOLS[key] = _Pool(count - 1 or 1)
         return _POOLS[key]

@@ -62,3 +62,34 @@ def test_an_error_of_any_task_is_raised() -> None:
         with pytest.raises(ArithmeticError):
             threads.run(tasks)
         assert torch.get_num_threads() == 2
+    # The thread that failed goes on with other tasks.
+    test_tasks_run_side_by_side_on_one_core_each(within=False)
+
+
+def test_an_error_is_raised_when_all_tasks_have_ended() -> None:
+    may_end, ends = threading.Event(), []
+
+    def fail() -> None:
+        may_end.set()
+        raise ArithmeticError
+
+    def last() -> None:
+        assert may_end.wait(60)
+        ends.append(1)
+
+    with pytest.raises(ArithmeticError):
+        threads.run([fail, last])
+    assert ends == [1]
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_all_threads_compute_as_the_caller_does(is_inference: bool) -> None:
+    seen = []
+
+    def look() -> None:
+        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+
+    with torch.inference_mode(is_inference):
+        threads.run([look, look])
+    assert seen == [(False, is_inference)] * 2
+    assert torch.is_grad_enabled()
