@@ -119,11 +119,17 @@ def steps(cells: ad.AnnData, args: argparse.Namespace) -> dict[str, Callable[[],
         fused = True if name == "scvi_dist" else None
         adam = torch.optim.Adam(trained, lr=1e-3, eps=0.01, weight_decay=1e-6, fused=fused)
 
-        def run(module: Any = model.module, batch: Any = batch, adam: Any = adam) -> None:
+        def loss(module: Any = model.module, batch: Any = batch) -> torch.Tensor:
+            if not isinstance(batch, CellBatch):
+                return module(batch, loss_kwargs={"kl_weight": 1.0})[2].loss
+            module.noise.at(0, 0, 0, n, n)
+            return module.objective(batch, kl_weight=1.0).loss
+
+        def run(module: Any = model.module, loss: Any = loss, adam: Any = adam) -> None:
             module.train()
             for _ in range(args.n_steps):
                 adam.zero_grad()
-                module(batch, loss_kwargs={"kl_weight": 1.0})[2].loss.backward()
+                loss().backward()
                 adam.step()
 
         runs[name] = run
