@@ -55,7 +55,6 @@ def our_module(cells: ad.AnnData, batch_size: int) -> Loop:
                 module.noise.at(0, epoch * N_CELLS + batch.step, 0, batch.n_cells, batch.n_cells)
                 batch._dense.clear()
                 module.zero_grad()
-                module.noise.at(0, 0, batch.start, batch.start + batch.n_cells, batch.n_global)
                 module.objective(batch, kl_weight=1.0).loss.backward()
         module.noise.unbind()
 
