@@ -20,7 +20,7 @@ MOST_FACTORS = 8.0
 _SHIFT = 8
 _SERIES_FROM = 16.0
 """From here on five terms of the series are exact to 1e-15."""
-_LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(256.0), 1.0)))
+LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(256.0), 1.0)))
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -93,7 +93,7 @@ def log_gamma_plus_one(x: float) -> float:
     if x < 256.0:
         n = int(x)
         if n == x:
-            return _LOG_FACTORIALS[n]
+            return LOG_FACTORIALS[n]
     z, product = x + 1.0, 1.0
     while z < _SERIES_FROM:
         product *= z

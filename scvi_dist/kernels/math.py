@@ -23,7 +23,7 @@ from scvi_dist.kernels.compiled import FUSED_MULTIPLY_ADD, OPTIONS
 
 _F = np.float32
 _INF = float("inf")
-_INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD)}
+_INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD), "forceinline": True}
 
 
 # Formats: integer type, bits of the mantissa, exponent bias, and the bits of sqrt(1/2).
@@ -77,6 +77,45 @@ def _power_of_two(typing_context: Any, n: Any) -> Any:
         return builder.bitcast(builder.shl(exponent, ir.Constant(integer, mantissa_bits)), real)
 
     return (n(n), generate) if n in _FORMATS else None
+
+
+@intrinsic
+def _power_of_low_bits(typing_context: Any, shifted: Any) -> Any:
+    """``2^n`` of float32 ``1.5 * 2^23 + n``: the low bits are those of ``n``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.shl(builder.bitcast(arguments[0], _INT32), ir.Constant(_INT32, 23))
+        return builder.bitcast(builder.add(bits, ir.Constant(_INT32, 127 << 23)), ir.FloatType())
+
+    return (shifted(shifted), generate) if shifted == types.float32 else None
+
+
+def _exponent_bits(builder: Any, value: Any) -> Any:
+    """``e`` of float32 ``x = m 2^e`` at the place of an exponent's bits; see `_exponent`."""
+    offset, _ = _offset_bits(builder, value, types.float32)
+    return builder.and_(offset, ir.Constant(_INT32, -(1 << 23)))
+
+
+@intrinsic
+def _scaled_exponent(typing_context: Any, x: Any) -> Any:
+    """``2^23 e`` of float32 ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sitofp(_exponent_bits(builder, arguments[0]), ir.FloatType())
+
+    return (x(x), generate) if x == types.float32 else None
+
+
+@intrinsic
+def _inverse_power(typing_context: Any, x: Any) -> Any:
+    """``2^-e`` of float32 ``x = m 2^e``; 0 from 2^127 sqrt(1/2) on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        one = ir.Constant(_INT32, 127 << 23)
+        bits = builder.sub(one, _exponent_bits(builder, arguments[0]))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return (x(x), generate) if x == types.float32 else None
 
 
 _INTEGERS = {types.float32: types.int32, types.float64: types.int64}
@@ -138,20 +177,25 @@ _MAGIC = _F(12582912.0)  # 1.5 * 2^23: adding it rounds to a whole number.
 _LOG2_E = _F(1.44269504088896341)
 _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 _EXP_LOW, _EXP_HIGH = _F(-87.3), _F(88.0)
-_E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
-_E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+_E4, _E3, _E2 = _F(1.38145e-3), _F(8.36878e-3), _F(4.166839e-2)
+_E1, _E0 = _F(1.666652e-1), _F(4.9999993e-1)
+
+
+def _decay32(x: float) -> Any:
+    # Where x is far from 0 this is nonsense, which is left out at the end. NaN stays.
+    shifted = x * _LOG2_E + _MAGIC
+    n = shifted - _MAGIC
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = (((_E4 * r + _E3) * r + _E2) * r + _E1) * r + _E0
+    y = (p * (r * r) + (r + _F(1.0))) * _power_of_low_bits(shifted)
+    return _F(0.0) if x < _EXP_LOW else y
+
+
+_inlined_decay32 = njit(**_INLINED)(_decay32)
 
 
 def _exp32(x: float) -> Any:
-    # Comparisons are written so that NaN passes through them.
-    within = _EXP_LOW if x < _EXP_LOW else x
-    within = _EXP_HIGH if within > _EXP_HIGH else within
-    n = (within * _LOG2_E + _MAGIC) - _MAGIC
-    r = (within - n * _LN2_HIGH) - n * _LN2_LOW
-    p = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _E0
-    y = ((p * r) * r + r + _F(1.0)) * _power_of_two(n)
-    y = _F(0.0) if x < _EXP_LOW else y
-    return _F(_INF) if x > _EXP_HIGH else y
+    return _F(_INF) if x > _EXP_HIGH else _inlined_decay32(x)
 
 
 _LN2_HIGH64, _LN2_LOW64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -176,6 +220,14 @@ def _exp64(x: float) -> float:
 
 
 _by_type(exp, _exp32, _exp64)
+
+
+def decay(x: float) -> float:
+    """``e^x`` to 2 units, of an ``x`` that is not above 0."""
+    return math.exp(x)
+
+
+_by_type(decay, _decay32, _exp64)
 
 
 _L8, _L7, _L6 = _F(7.0376836292e-2), _F(-1.1514610310e-1), _F(1.1676998740e-1)
@@ -218,44 +270,28 @@ _LG7 = 1.479819860511658591e-01
 _TINY64, _TWO52 = 2.2250738585072014e-308, 4503599627370496.0
 
 
+@njit(**_INLINED)
+def _log64_core(f: float, s: float, e: float) -> float:
+    """``log(1 + f) + e log 2`` with ``s = f / (2 + f)``."""
+    z = s * s
+    r = z * ((((((_LG7 * z + _LG6) * z + _LG5) * z + _LG4) * z + _LG3) * z + _LG2) * z + _LG1)
+    half = 0.5 * f * f
+    return e * _LN2_HIGH64 - ((half - (s * (half + r) + e * _LN2_LOW64)) - f)
+
+
 def _log64(x: float) -> float:
     small = x < _TINY64
     normal = x * _TWO52 if small else x
     e = _exponent(normal)
     e = e - 52.0 if small else e
     f = _mantissa(normal) - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    r = z * ((((((_LG7 * z + _LG6) * z + _LG5) * z + _LG4) * z + _LG3) * z + _LG2) * z + _LG1)
-    half = 0.5 * f * f
-    y = e * _LN2_HIGH64 - ((half - (s * (half + r) + e * _LN2_LOW64)) - f)
+    y = _log64_core(f, f / (2.0 + f), e)
     y = y if x < _INF else x
     y = y if x != 0.0 else -_INF
     return math.nan if x < 0.0 else y
 
 
 _by_type(log, _log32, _log64)
-
-
-def log_of_ratio(x: float) -> float:
-    """Natural logarithm to 2 units of a number from 1/2 to 2, at half the cost."""
-    return math.log(x)
-
-
-_ROOT_HALF, _ROOT_TWO = _F(math.sqrt(0.5)), _F(math.sqrt(2.0))
-
-
-def _log_of_ratio32(x: float) -> Any:
-    e = _F(-1.0) if x < _ROOT_HALF else (_F(1.0) if x > _ROOT_TWO else _F(0.0))
-    m = _F(2.0) * x if x < _ROOT_HALF else (_F(0.5) * x if x > _ROOT_TWO else x)
-    return _log32_core(m - _F(1.0), e)
-
-
-def _log_of_ratio64(x: float) -> float:
-    return log(x)
-
-
-_by_type(log_of_ratio, _log_of_ratio32, _log_of_ratio64)
 
 
 def log1p(x: float) -> float:
@@ -290,38 +326,77 @@ def _log1p64(x: float) -> float:
 _by_type(log1p, _log1p32, _log1p64)
 
 
-def softplus(x: float) -> float:
-    """``log(1 + e^x)`` to 4 units, without overflow."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+def log1p_and_inverse(x: float) -> tuple[float, float]:
+    """``log(1 + x)`` and ``1 / (1 + x)`` to 3 units, of an ``x`` from 0 to 1e38.
+
+    The first is infinite for infinity, the second not a number.
+    """
+    return math.log1p(x), 1.0 / (1.0 + x)
 
 
-def _softplus32(x: float) -> Any:
-    positive = x if x > _F(0.0) else _F(0.0)
-    return positive + log1p(exp(-x if x > _F(0.0) else x))
+_LN2_HIGH_SCALED, _LN2_LOW_SCALED = _LN2_HIGH * _F(2.0**-23), _LN2_LOW * _F(2.0**-23)
+_A2, _A1, _A0 = _F(2 * 0.14937424), _F(2 * 0.19988717), _F(2 * 0.33333389)
 
 
-def _softplus64(x: float) -> float:
-    positive = x if x > 0.0 else 0.0
-    return positive + log1p(exp(-x if x > 0.0 else x))
+def _log1p_and_inverse32(x: float) -> Any:
+    u = _F(1.0) + x
+    e, power = _scaled_exponent(u), _inverse_power(u)
+    # 1 + x = (1 + f) 2^e; f keeps what the sum has lost.
+    f = x * power + (power - _F(1.0))
+    low, high = _F(1.0) + f, _F(2.0) + f
+    inverse = _F(1.0) / (low * high)
+    # log(1 + f) = 2 artanh(q)
+    q = f * (low * inverse)
+    w = q * q
+    y = (q * w) * ((_A2 * w + _A1) * w + _A0) + e * _LN2_LOW_SCALED
+    y = ((q + q) + y) + e * _LN2_HIGH_SCALED
+    return (y if x < _F(_INF) else x), power * (high * inverse)
 
 
-_by_type(softplus, _softplus32, _softplus64)
+def _log1p_and_inverse64(x: float) -> Any:
+    return log1p(x), 1.0 / (1.0 + x)
 
 
-def sigmoid(x: float) -> float:
-    """``1 / (1 + e^-x)`` to 3 units, without overflow."""
-    e = math.exp(-abs(x))
-    return (1.0 if x > 0 else e) / (1.0 + e)
+_by_type(log1p_and_inverse, _log1p_and_inverse32, _log1p_and_inverse64)
 
 
-def _sigmoid32(x: float) -> Any:
-    e = exp(-x if x > _F(0.0) else x)
-    return (_F(1.0) if x > _F(0.0) else e) / (_F(1.0) + e)
+def log1p_difference(x: float, y: float) -> float:
+    """``log(1 + x) - log(1 + y)`` to 3 units, of numbers from 0 to 1."""
+    return math.log1p((x - y) / (1.0 + y))
 
 
-def _sigmoid64(x: float) -> float:
-    e = exp(-x if x > 0.0 else x)
-    return (1.0 if x > 0.0 else e) / (1.0 + e)
+_B3, _B2 = _F(2 * 0.14012574), _F(2 * 0.13999506)
+_B1, _B0 = _F(2 * 0.20010853), _F(2 * 0.33333207)
 
 
-_by_type(sigmoid, _sigmoid32, _sigmoid64)
+def _log1p_difference32(x: float, y: float) -> Any:
+    q = (x - y) / ((_F(1.0) + x) + (_F(1.0) + y))
+    w = q * q
+    return (q * w) * (((_B3 * w + _B2) * w + _B1) * w + _B0) + (q + q)
+
+
+def _log1p_difference64(x: float, y: float) -> float:
+    return log1p((x - y) / (1.0 + y))
+
+
+@overload(log1p_difference, strict=False, jit_options=_INLINED)
+def _choose_difference(x: Any, y: Any) -> Any:
+    return {types.float32: _log1p_difference32, types.float64: _log1p_difference64}.get(x)
+
+
+@njit(**_INLINED)
+def three_logs(x: float, inverse: float, y: float, z: float) -> tuple[float, float, float]:
+    """``log(1 + x)``, ``log y`` and ``log z`` of normal float64 with one division.
+
+    ``x`` is not negative, ``inverse`` is ``1 / (1 + x)``. NaN is seen in the first.
+    """
+    u = 1.0 + x
+    v = u - 1.0
+    lost = (1.0 - (u - v)) + (x - v)
+    f, g, h = _mantissa(u) - 1.0, _mantissa(y) - 1.0, _mantissa(z) - 1.0
+    a, b, c = 2.0 + f, 2.0 + g, 2.0 + h
+    both = a * b
+    quotient = 1.0 / (both * c)
+    first = _log64_core(f, f * (quotient * (b * c)), _exponent(u))
+    second = _log64_core(g, g * (quotient * (a * c)), _exponent(y))
+    return first + lost * inverse, second, _log64_core(h, h * (quotient * both), _exponent(z))

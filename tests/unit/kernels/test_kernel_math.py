@@ -28,10 +28,8 @@ CASES = {
     # name: function of float64, arguments, units of the last place
     "exp": (np.exp, SIGNED, 2),
     "log": (np.log, POSITIVE, 2),
-    "log_of_ratio": (np.log, RNG.uniform(0.5, 2.0, 20_000), 2),
+    "decay": (np.exp, -np.abs(SIGNED), 2),
     "log1p": (np.log1p, np.concatenate([spread(1e-30, 3e38), RNG.uniform(-0.99, 1, 20_000)]), 2),
-    "softplus": (lambda x: np.logaddexp(0, x), SIGNED, 4),
-    "sigmoid": (special.expit, SIGNED, 3),
 }
 
 
@@ -70,15 +68,60 @@ def test_values_at_the_edges(name: str, dtype: type) -> None:
     edges = {
         "exp": {-math.inf: 0.0, -1e4: 0.0, 0.0: 1.0, 1e4: math.inf, math.inf: math.inf},
         "log": {0.0: -math.inf, 1.0: 0.0, 1e-40: math.log(1e-40), math.inf: math.inf},
-        "log_of_ratio": {0.5: -math.log(2), 1.0: 0.0, 2.0: math.log(2)},
+        "decay": {-math.inf: 0.0, -1e4: 0.0, -1e-40: 1.0, 0.0: 1.0},
         "log1p": {-1.0: -math.inf, 0.0: 0.0, 1e-40: 1e-40, math.inf: math.inf},
-        "softplus": {-math.inf: 0.0, -200.0: 0.0, 0.0: math.log(2), math.inf: math.inf},
-        "sigmoid": {-math.inf: 0.0, -1e4: 0.0, 0.0: 0.5, math.inf: 1.0},
     }[name]
     x = np.array([*edges, math.nan], dtype=dtype)
     seen = mapped(name)(x)
     np.testing.assert_allclose(seen[:-1], list(edges.values()), rtol=1e-5, atol=1e-80)
     assert np.isnan(seen[-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_logarithm_and_its_slope(dtype: type) -> None:
+    @njit
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y, z = np.empty_like(x), np.empty_like(x)
+        for i in range(x.size):
+            y[i], z[i] = kernel_math.log1p_and_inverse(x[i])
+        return y, z
+
+    x = np.concatenate([[0.0, 1e-40], spread(1e-30, 1e38), RNG.uniform(0, 2, 20_000)]).astype(dtype)
+    exact = x.astype(np.longdouble)
+    for seen, expected in zip(run(x), (np.log1p(exact), 1 / (1 + exact)), strict=True):
+        assert seen.dtype == dtype
+        error = np.abs(seen - expected) / np.spacing(expected.astype(dtype))
+        assert error.max() <= 3
+    assert np.isnan(np.stack(run(np.array([math.nan], dtype)))).all()
+    assert run(np.array([math.inf], dtype))[0] == math.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_differences_of_logarithms(dtype: type) -> None:
+    @njit
+    def run(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        z = np.empty_like(x)
+        for i in range(x.size):
+            z[i] = kernel_math.log1p_difference(x[i], y[i])
+        return z
+
+    small = np.concatenate([[0.0, 1.0, 0.0, 1.0], spread(1e-30, 1.0)])
+    x = np.concatenate([small, RNG.uniform(0, 1, 40_000)]).astype(dtype)
+    y = np.concatenate([[0.0, 0.0, 1.0, 1.0], RNG.permutation(x[4:])]).astype(dtype)
+    one = np.longdouble(1)
+    expected = np.log1p((x - one * y) / (one + y))
+    error = np.abs(run(x, y) - expected) / np.spacing(np.abs(expected).astype(dtype))
+    assert error.max() <= 3
+    bad = np.array([math.nan, 0.5], dtype)
+    assert np.isnan(run(bad, bad[::-1].copy())).all()
+
+
+def test_three_logarithms_with_one_division() -> None:
+    x, y, z = spread(1e-30, 1e30), spread(1e-60, 1.0), spread(1e-300, 1e300)
+    for a, b, c in zip(x[:2_000], y, z, strict=False):
+        seen = kernel_math.three_logs(a, 1 / (1 + a), b, c)
+        assert seen == pytest.approx((math.log1p(a), math.log(b), math.log(c)), rel=1e-15)
+    assert math.isnan(kernel_math.three_logs(math.nan, math.nan, 1.0, 1.0)[0])
 
 
 def test_logarithms_of_negative_numbers_are_nan() -> None:

@@ -1,0 +1,223 @@
+"""Compiled loops over the counts of one cell: what each costs beyond a zero, and derivatives.
+
+Counts are taken out of the cell's dense rows, computed with side by side, and put back: so the
+loops over all genes need not ask which of them have a count. Everything is float64.
+
+Axis suffixes: ``n`` cells of the minibatch, ``g`` genes, ``m`` counts of a cell.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from scvi_dist.kernels.compiled import SUMS, part
+from scvi_dist.kernels.gamma import (
+    LOG_FACTORIALS,
+    MOST_FACTORS,
+    gamma_differences,
+    log_gamma_plus_one,
+)
+from scvi_dist.kernels.math import decay, log, log1p, three_logs
+
+EPS = 1e-8
+"""Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Rows(NamedTuple):
+    """Counts of the minibatch's cells, as CSR."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Room for one cell."""
+
+    scale: np.ndarray
+    """``[g]``."""
+    slope: np.ndarray
+    """``[g]``."""
+    logits: np.ndarray
+    """``[g + PADDING]``: of extra zeros, of the counts."""
+    counts: np.ndarray
+    """float64 ``[COLUMNS, g + PADDING]``: see the names below."""
+    genes: np.ndarray
+    """int64 ``[g]``: of the counts."""
+    stretch: np.ndarray
+    """``[3, STRETCH]``: between the loops over a stretch of genes."""
+
+
+PADDING = 16
+"""Counts are done as multiples of this: what is left over by vector lanes is ten times as dear."""
+COLUMNS = 5
+_SCALE, _MU, _THETA, _COUNT, _OUT = range(COLUMNS)
+
+
+@part()
+def take_counts(
+    rows: Rows,
+    row: int,
+    least: float,
+    factor: float,
+    theta: np.ndarray,
+    scratch: Scratch,
+) -> tuple[int, float]:
+    """Take the cell's counts out of its scales; their number and what their constants cost."""
+    genes, scale, counts = scratch.genes, scratch.scale, scratch.counts[_COUNT]
+    n = 0
+    for entry in range(rows.indptr[row], rows.indptr[row + 1]):
+        x = float(rows.data[entry])
+        genes[n], counts[n] = rows.indices[entry], x
+        # A NaN is to be seen in the loss, and so is no zero.
+        n += 0 if x < least or x == 0.0 else 1
+    scales, mus = scratch.counts[_SCALE], scratch.counts[_MU]
+    for k in range(n):
+        value = float(scale[genes[k]])
+        scales[k], mus[k] = value, value * factor
+    for k in range(n):
+        scale[genes[k]] = 0.0
+    if theta.size:
+        thetas = scratch.counts[_THETA]
+        for k in range(n):
+            thetas[k] = theta[genes[k]]
+    # Zeros of mean 0 cost nothing and have finite slopes.
+    for k in range(n, padded(n)):
+        counts[k], mus[k], scratch.counts[_THETA, k] = 0.0, 0.0, 1.0
+    return n, _log_factorials(counts[:n])
+
+
+@part()
+def padded(n: int) -> int:
+    """The next multiple of the padding."""
+    return (n + PADDING - 1) // PADDING * PADDING
+
+
+@part()
+def take_logits(dropout: np.ndarray, scratch: Scratch, n: int) -> None:
+    """Take the logits of extra zeros of the cell's counts."""
+    for k in range(n):
+        scratch.logits[k] = dropout[scratch.genes[k]]
+    scratch.logits[n : padded(n)] = -math.inf
+
+
+@part()
+def put_logits(dropout: np.ndarray, scratch: Scratch, n: int, weight: float) -> None:
+    """Put derivatives by the logits in their places."""
+    for k in range(n):
+        dropout[scratch.genes[k]] = weight * scratch.logits[k]
+
+
+@part()
+def _log_factorials(counts: np.ndarray) -> float:
+    total, n_others = 0.0, 0
+    for x in counts:
+        whole = int(x) if x < LOG_FACTORIALS.size else 0
+        is_there = x == whole
+        # The first one is 0.
+        total += LOG_FACTORIALS[whole if is_there else 0]
+        n_others += 0 if is_there else 1
+    if n_others:
+        for x in counts:
+            if not (x < LOG_FACTORIALS.size and x == math.floor(x)):
+                total += log_gamma_plus_one(x)
+    return total
+
+
+@part(SUMS)
+def nb_counts(work: np.ndarray, n: int) -> tuple[float, float]:
+    """What counts cost under a negative binomial law, and the sum of mean times slope.
+
+    The derivatives by the mean and by ``θ`` take the places of ``_MU`` and ``_OUT``.
+    """
+    m = padded(n)
+    mus, thetas, counts, outs = work[_MU, :m], work[_THETA, :m], work[_COUNT, :m], work[_OUT, :m]
+    loss, total, n_small = 0.0, 0.0, 0
+    for k in range(m):
+        mu, theta, x = mus[k], thetas[k], counts[k]
+        small = x if x == math.floor(x) else 0.0
+        small = small if small <= MOST_FACTORS else 0.0
+        a, b = theta + EPS, mu + EPS
+        c = a + mu
+        # One division for three.
+        both = a * b
+        inverse = 1.0 / (both * c)
+        by_a, by_b, by_c = inverse * (b * c), inverse * (a * c), inverse * both
+        product = theta if small > 0.0 else 1.0
+        steps = 1.0 if small > 0.0 else 0.0
+        for step in range(1, 8):
+            factor = theta + step
+            taken = small > step
+            steps = steps * factor + product if taken else steps
+            product = product * factor if taken else product
+        growth, odds, factors = three_logs(mu * by_a, a * by_c, b * by_c, product)
+        loss += theta * growth - x * odds - factors
+        slope = theta * by_c * (1.0 - x * by_b)
+        mus[k] = slope
+        total += mu * slope
+        outs[k] = growth - theta * mu * by_a * by_c + x * by_c - steps / product
+        n_small += 1 if small > 0.0 else 0
+    if n_small < n:
+        loss -= _large_counts(counts[:n], thetas, outs)
+    return loss, total
+
+
+@part()
+def _large_counts(counts: np.ndarray, thetas: np.ndarray, outs: np.ndarray) -> float:
+    """Gamma functions of counts that are no small products; their slopes are subtracted."""
+    total = 0.0
+    for k in range(counts.size):
+        x = counts[k]
+        if not (x <= MOST_FACTORS and x == math.floor(x)):
+            value, slope = gamma_differences(x, thetas[k])
+            total += value
+            outs[k] -= slope
+    return total
+
+
+@part(SUMS)
+def poisson_counts(work: np.ndarray, n: int) -> tuple[float, float]:
+    """What counts cost under a Poisson law beyond their mean, and the sum of mean times slope.
+
+    The slope takes the place of ``_MU``.
+    """
+    m = padded(n)
+    mus, counts = work[_MU, :m], work[_COUNT, :m]
+    loss, total = 0.0, 0.0
+    for k in range(m):
+        mu = mus[k] if mus[k] > _TINY else _TINY
+        loss -= counts[k] * log(mu)
+        slope = -counts[k] / mu
+        total += mus[k] * slope
+        mus[k] = slope
+    return loss, total
+
+
+@part(SUMS)
+def counted(logits: np.ndarray) -> float:
+    """What it costs that counts are no extra zeros; the logits become the derivatives by them."""
+    one, zero = logits.dtype.type(1.0), logits.dtype.type(0.0)
+    loss = 0.0
+    for k in range(logits.size):
+        logit = logits[k]
+        # Not by calls of softplus and sigmoid, which keep the loop out of vector lanes.
+        e = decay(-abs(logit))
+        loss += np.float64((logit if logit > zero else zero) + log1p(e))
+        logits[k] = (one if logit > zero else e) / (one + e)
+    return loss
+
+
+@part()
+def put_counts(scratch: Scratch, n: int, weight: float, theta_sum: np.ndarray) -> None:
+    """Put slopes and scales of the cell's counts in their places."""
+    genes, scale, slope = scratch.genes, scratch.scale, scratch.slope
+    scales, slopes, by_theta = scratch.counts[_SCALE], scratch.counts[_MU], scratch.counts[_OUT]
+    for k in range(n):
+        gene = genes[k]
+        scale[gene] = scales[k]
+        slope[gene] = slopes[k]
+    if theta_sum.size:
+        for k in range(n):
+            theta_sum[genes[k]] += weight * by_theta[k]
