@@ -199,9 +199,8 @@ def nb_rows(
         divisor = _scale(logits, scratch.scale, is_softmax)
         factor = cells.size[n] / divisor
         least = EPS if dropout_rg.size else 0.0
-        m, constant = take_counts(rows, n, least, factor, own.theta, scratch)
+        m = take_counts(rows, n, least, factor, own.theta, scratch)
         loss, total = nb_counts(scratch.counts, m)
-        loss += constant
         if dropout_rg.size:
             take_logits(dropout, scratch, m)
             loss += counted(scratch.logits[: padded(m)])
@@ -244,9 +243,9 @@ def poisson_rows(
         for a in range(0, logits.size, STRETCH):
             mean += float(sum_row(scratch.scale[a : a + STRETCH]))
         mean *= factor
-        m, constant = take_counts(rows, n, 0.0, factor, nothing, scratch)
+        m = take_counts(rows, n, 0.0, factor, nothing, scratch)
         loss, total = poisson_counts(scratch.counts, m)
-        cells.loss[n] = loss + constant + mean
+        cells.loss[n] = loss + mean
         weight = cells.weight[n] if wants_slopes else 0.0
         if weight == 0.0:
             logits[:] = 0.0

@@ -52,8 +52,8 @@ class Scratch(NamedTuple):
 
 PADDING = 16
 """Counts are done as multiples of this: what is left over by vector lanes is ten times as dear."""
-COLUMNS = 5
-_SCALE, _MU, _THETA, _COUNT, _OUT = range(COLUMNS)
+COLUMNS = 6
+_SCALE, _MU, _THETA, _COUNT, _PRODUCT, _OUT = range(COLUMNS)
 
 
 @part()
@@ -64,29 +64,47 @@ def take_counts(
     factor: float,
     theta: np.ndarray,
     scratch: Scratch,
-) -> tuple[int, float]:
-    """Take the cell's counts out of its scales; their number and what their constants cost."""
-    genes, scale, counts = scratch.genes, scratch.scale, scratch.counts[_COUNT]
-    n = 0
-    for entry in range(rows.indptr[row], rows.indptr[row + 1]):
-        x = float(rows.data[entry])
-        genes[n], counts[n] = rows.indices[entry], x
-        # A NaN is to be seen in the loss, and so is no zero.
-        n += 0 if x < least or x == 0.0 else 1
-    scales, mus = scratch.counts[_SCALE], scratch.counts[_MU]
+) -> int:
+    """Take the cell's counts out of its scales; their number."""
+    scale, genes, counts = scratch.scale, scratch.genes, scratch.counts[_COUNT]
+    a, b = rows.indptr[row], rows.indptr[row + 1]
+    n = _taken(rows.data[a:b], rows.indices[a:b], least, counts, genes)
+    scales, mus, thetas = scratch.counts[_SCALE], scratch.counts[_MU], scratch.counts[_THETA]
+    has_theta = theta.size > 0
     for k in range(n):
-        value = float(scale[genes[k]])
+        gene = genes[k]
+        value = float(scale[gene])
+        scale[gene] = 0.0
         scales[k], mus[k] = value, value * factor
-    for k in range(n):
-        scale[genes[k]] = 0.0
-    if theta.size:
-        thetas = scratch.counts[_THETA]
-        for k in range(n):
-            thetas[k] = theta[genes[k]]
+        if has_theta:
+            thetas[k] = theta[gene]
     # Zeros of mean 0 cost nothing and have finite slopes.
     for k in range(n, padded(n)):
-        counts[k], mus[k], scratch.counts[_THETA, k] = 0.0, 0.0, 1.0
-    return n, _log_factorials(counts[:n])
+        counts[k], mus[k], thetas[k] = 0.0, 0.0, 1.0
+    return n
+
+
+@part()
+def _taken(
+    data: np.ndarray, indices: np.ndarray, least: float, counts: np.ndarray, genes: np.ndarray
+) -> int:
+    """Fill counts that are no zeros, and their genes; how many there are."""
+    n_zeros = 0
+    for x in data:
+        # A NaN is to be seen in the loss, and so is no zero.
+        n_zeros += 1 if x < least or x == 0.0 else 0
+    if n_zeros == 0:
+        for k in range(data.size):
+            counts[k] = data[k]
+        for k in range(data.size):
+            genes[k] = indices[k]
+        return data.size
+    n = 0
+    for k in range(data.size):
+        x = data[k]
+        genes[n], counts[n] = indices[k], x
+        n += 0 if x < least or x == 0.0 else 1
+    return n
 
 
 @part()
@@ -127,6 +145,32 @@ def _log_factorials(counts: np.ndarray) -> float:
 
 
 @part(SUMS)
+def _small_products(
+    thetas: np.ndarray, counts: np.ndarray, products: np.ndarray, slopes: np.ndarray
+) -> int:
+    """Fill ``Γ(x + θ) / (Γ(θ) x!)`` and the slope of its logarithm; of how many counts.
+
+    Counts that are not whole, or large, have 1 and 0.
+    """
+    n_small = 0
+    for k in range(counts.size):
+        theta, x = thetas[k], counts[k]
+        small = x if x == math.floor(x) else 0.0
+        small = small if small <= MOST_FACTORS else 0.0
+        product = theta if small > 0.0 else 1.0
+        steps = 1.0 if small > 0.0 else 0.0
+        for step in range(1, 8):
+            by_step = 1.0 / (step + 1)
+            factor = theta * by_step + step * by_step
+            taken = small > step
+            steps = steps * factor + product * by_step if taken else steps
+            product = product * factor if taken else product
+        products[k], slopes[k] = product, steps / product
+        n_small += 1 if small > 0.0 else 0
+    return n_small
+
+
+@part(SUMS)
 def nb_counts(work: np.ndarray, n: int) -> tuple[float, float]:
     """What counts cost under a negative binomial law, and the sum of mean times slope.
 
@@ -134,31 +178,23 @@ def nb_counts(work: np.ndarray, n: int) -> tuple[float, float]:
     """
     m = padded(n)
     mus, thetas, counts, outs = work[_MU, :m], work[_THETA, :m], work[_COUNT, :m], work[_OUT, :m]
-    loss, total, n_small = 0.0, 0.0, 0
+    products = work[_PRODUCT, :m]
+    n_small = _small_products(thetas, counts, products, outs)
+    loss, total = 0.0, 0.0
     for k in range(m):
         mu, theta, x = mus[k], thetas[k], counts[k]
-        small = x if x == math.floor(x) else 0.0
-        small = small if small <= MOST_FACTORS else 0.0
         a, b = theta + EPS, mu + EPS
         c = a + mu
         # One division for three.
         both = a * b
         inverse = 1.0 / (both * c)
         by_a, by_b, by_c = inverse * (b * c), inverse * (a * c), inverse * both
-        product = theta if small > 0.0 else 1.0
-        steps = 1.0 if small > 0.0 else 0.0
-        for step in range(1, 8):
-            factor = theta + step
-            taken = small > step
-            steps = steps * factor + product if taken else steps
-            product = product * factor if taken else product
-        growth, odds, factors = three_logs(mu * by_a, a * by_c, b * by_c, product)
+        growth, odds, factors = three_logs(mu * by_a, a * by_c, b * by_c, products[k])
         loss += theta * growth - x * odds - factors
         slope = theta * by_c * (1.0 - x * by_b)
         mus[k] = slope
         total += mu * slope
-        outs[k] = growth - theta * mu * by_a * by_c + x * by_c - steps / product
-        n_small += 1 if small > 0.0 else 0
+        outs[k] = growth - theta * mu * by_a * by_c + x * by_c - outs[k]
     if n_small < n:
         loss -= _large_counts(counts[:n], thetas, outs)
     return loss, total
@@ -172,7 +208,7 @@ def _large_counts(counts: np.ndarray, thetas: np.ndarray, outs: np.ndarray) -> f
         x = counts[k]
         if not (x <= MOST_FACTORS and x == math.floor(x)):
             value, slope = gamma_differences(x, thetas[k])
-            total += value
+            total += value - log_gamma_plus_one(x)
             outs[k] -= slope
     return total
 
@@ -192,7 +228,7 @@ def poisson_counts(work: np.ndarray, n: int) -> tuple[float, float]:
         slope = -counts[k] / mu
         total += mus[k] * slope
         mus[k] = slope
-    return loss, total
+    return loss + _log_factorials(counts[:n]), total
 
 
 @part(SUMS)

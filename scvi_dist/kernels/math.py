@@ -327,7 +327,7 @@ _by_type(log1p, _log1p32, _log1p64)
 
 
 def log1p_and_inverse(x: float) -> tuple[float, float]:
-    """``log(1 + x)`` and ``1 / (1 + x)`` to 3 units, of an ``x`` from 0 to 1e38.
+    """``log(1 + x)`` and ``1 / (1 + x)`` to 4 units, of an ``x`` from 0 to 1e38.
 
     The first is infinite for infinity, the second not a number.
     """
@@ -361,7 +361,7 @@ _by_type(log1p_and_inverse, _log1p_and_inverse32, _log1p_and_inverse64)
 
 
 def log1p_difference(x: float, y: float) -> float:
-    """``log(1 + x) - log(1 + y)`` to 3 units, of numbers from 0 to 1."""
+    """``log(1 + x) - log(1 + y)`` to 4 units, of numbers from 0 to 1."""
     return math.log1p((x - y) / (1.0 + y))
 
 

@@ -91,7 +91,7 @@ def test_a_logarithm_and_its_slope(dtype: type) -> None:
     for seen, expected in zip(run(x), (np.log1p(exact), 1 / (1 + exact)), strict=True):
         assert seen.dtype == dtype
         error = np.abs(seen - expected) / np.spacing(expected.astype(dtype))
-        assert error.max() <= 3
+        assert error.max() <= 4
     assert np.isnan(np.stack(run(np.array([math.nan], dtype)))).all()
     assert run(np.array([math.inf], dtype))[0] == math.inf
 
@@ -111,7 +111,7 @@ def test_differences_of_logarithms(dtype: type) -> None:
     one = np.longdouble(1)
     expected = np.log1p((x - one * y) / (one + y))
     error = np.abs(run(x, y) - expected) / np.spacing(np.abs(expected).astype(dtype))
-    assert error.max() <= 3
+    assert error.max() <= 4
     bad = np.array([math.nan, 0.5], dtype)
     assert np.isnan(run(bad, bad[::-1].copy())).all()
 
