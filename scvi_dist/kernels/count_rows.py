@@ -14,8 +14,8 @@ from scvi_dist.kernels.count_terms import (
     Rows,
     Scratch,
     counted,
+    n_padded,
     nb_counts,
-    padded,
     poisson_counts,
     put_counts,
     put_logits,
@@ -55,11 +55,11 @@ class CellArrays(NamedTuple):
 
 
 class Dispersions(NamedTuple):
-    """``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``; ``[t, g]``, or a row to fill for each cell."""
+    """``θ``, ``1 / (θ + ε)`` and ``θ + ε``; ``[t, g]``, or a row to fill for each cell."""
 
     theta: np.ndarray
     inverse: np.ndarray
-    ratio: np.ndarray
+    padded: np.ndarray
 
 
 class GeneSums(NamedTuple):
@@ -127,12 +127,12 @@ def _nb_dense(
             else:
                 loss += float(nb_zeros_value(s, theta, inverse, f))
             continue
-        ratio, sums = dispersion.ratio[a:b], theta_sum[a:b]
+        padded, sums = dispersion.padded[a:b], theta_sum[a:b]
         if dropout.size:
             rest = slope[a:b], sums, dropout[a:b], scratch.stretch
-            part = zinb_zeros(s, theta, inverse, ratio, f, w, *rest)
+            part = zinb_zeros(s, theta, inverse, padded, f, w, *rest)
         else:
-            part = nb_zeros(s, theta, inverse, ratio, f, w, slope[a:b], sums)
+            part = nb_zeros(s, theta, inverse, padded, f, w, slope[a:b], sums)
         loss += float(part[0])
         total += float(part[1])
     return loss, total
@@ -142,7 +142,7 @@ def _nb_dense(
 def fill_dispersions(log_theta_tg: np.ndarray, table: Dispersions) -> None:
     """Fill the table from the logarithms of the dispersions."""
     for t in range(len(log_theta_tg)):
-        rows = table.theta[t], table.inverse[t], table.ratio[t]
+        rows = table.theta[t], table.inverse[t], table.padded[t]
         dispersion_row(log_theta_tg[t], *rows, log_theta_tg.dtype.type(EPS))
 
 
@@ -184,13 +184,13 @@ def nb_rows(
                 log_theta_rg[r],
                 dispersions.theta[0],
                 dispersions.inverse[0],
-                dispersions.ratio[0],
+                dispersions.padded[0],
                 logits.dtype.type(EPS),
             )
             # Their derivatives are added up in the same place.
             log_theta_rg[r, :] = 0.0
         own = Dispersions(
-            dispersions.theta[kind], dispersions.inverse[kind], dispersions.ratio[kind]
+            dispersions.theta[kind], dispersions.inverse[kind], dispersions.padded[kind]
         )
         dropout = dropout_rg[r] if dropout_rg.size else nothing
         theta_sum = nothing
@@ -203,7 +203,7 @@ def nb_rows(
         loss, total = nb_counts(scratch.counts, m)
         if dropout_rg.size:
             take_logits(dropout, scratch, m)
-            loss += counted(scratch.logits[: padded(m)])
+            loss += counted(scratch.logits[: n_padded(m)])
         zeros = _nb_dense(scratch, own, factor, weight, theta_sum, dropout)
         cells.loss[n] = loss + zeros[0]
         if not has_slopes:

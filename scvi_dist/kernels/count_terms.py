@@ -18,7 +18,7 @@ from scvi_dist.kernels.gamma import (
     gamma_differences,
     log_gamma_plus_one,
 )
-from scvi_dist.kernels.math import decay, log, log1p, three_logs
+from scvi_dist.kernels.math import decay, log, log1p_from_zero, three_logs
 
 EPS = 1e-8
 """Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
@@ -79,7 +79,7 @@ def take_counts(
         if has_theta:
             thetas[k] = theta[gene]
     # Zeros of mean 0 cost nothing and have finite slopes.
-    for k in range(n, padded(n)):
+    for k in range(n, n_padded(n)):
         counts[k], mus[k], thetas[k] = 0.0, 0.0, 1.0
     return n
 
@@ -108,7 +108,7 @@ def _taken(
 
 
 @part()
-def padded(n: int) -> int:
+def n_padded(n: int) -> int:
     """The next multiple of the padding."""
     return (n + PADDING - 1) // PADDING * PADDING
 
@@ -118,7 +118,7 @@ def take_logits(dropout: np.ndarray, scratch: Scratch, n: int) -> None:
     """Take the logits of extra zeros of the cell's counts."""
     for k in range(n):
         scratch.logits[k] = dropout[scratch.genes[k]]
-    scratch.logits[n : padded(n)] = -math.inf
+    scratch.logits[n : n_padded(n)] = -math.inf
 
 
 @part()
@@ -176,7 +176,7 @@ def nb_counts(work: np.ndarray, n: int) -> tuple[float, float]:
 
     The derivatives by the mean and by ``θ`` take the places of ``_MU`` and ``_OUT``.
     """
-    m = padded(n)
+    m = n_padded(n)
     mus, thetas, counts, outs = work[_MU, :m], work[_THETA, :m], work[_COUNT, :m], work[_OUT, :m]
     products = work[_PRODUCT, :m]
     n_small = _small_products(thetas, counts, products, outs)
@@ -219,7 +219,7 @@ def poisson_counts(work: np.ndarray, n: int) -> tuple[float, float]:
 
     The slope takes the place of ``_MU``.
     """
-    m = padded(n)
+    m = n_padded(n)
     mus, counts = work[_MU, :m], work[_COUNT, :m]
     loss, total = 0.0, 0.0
     for k in range(m):
@@ -240,7 +240,7 @@ def counted(logits: np.ndarray) -> float:
         logit = logits[k]
         # Not by calls of softplus and sigmoid, which keep the loop out of vector lanes.
         e = decay(-abs(logit))
-        loss += np.float64((logit if logit > zero else zero) + log1p(e))
+        loss += np.float64((logit if logit > zero else zero) + log1p_from_zero(e))
         logits[k] = (one if logit > zero else e) / (one + e)
     return loss
 

@@ -17,8 +17,7 @@ from scvi_dist.kernels.math import (
     decay,
     exp,
     from_order_bits,
-    log1p,
-    log1p_and_inverse,
+    log1p_from_zero,
     log1p_difference,
     order_bits,
 )
@@ -55,21 +54,21 @@ def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
     for i in range(scale.size):
         x = logits[i]
         e = decay(-abs(x))
-        scale[i] = (x if x > zero else zero) + log1p(e)
+        scale[i] = (x if x > zero else zero) + log1p_from_zero(e)
         logits[i] = (one if x > zero else e) / (one + e)
 
 
 @part(SUMS)
 def dispersion_row(
-    log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, ratio: np.ndarray, eps: Any
+    log_theta: np.ndarray, theta: np.ndarray, inverse: np.ndarray, padded: np.ndarray, eps: Any
 ) -> None:
-    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ / (θ + ε)``."""
+    """Fill ``θ``, ``1 / (θ + ε)`` and ``θ + ε``."""
     one = theta.dtype.type(1.0)
     for i in range(theta.size):
         value = exp(log_theta[i])
         theta[i] = value
         inverse[i] = one / (value + eps)
-        ratio[i] = value / (value + eps)
+        padded[i] = value + eps
 
 
 @part(SUMS)
@@ -77,7 +76,7 @@ def nb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
     inverse: np.ndarray,
-    ratio: np.ndarray,
+    padded: np.ndarray,
     factor: Any,
     weight: Any,
     slope: np.ndarray,
@@ -91,8 +90,8 @@ def nb_zeros(
     for i in range(scale.size):
         mu = scale[i] * factor
         t = mu * inverse[i]
-        growth, by_total = log1p_and_inverse(t)
-        d = ratio[i] * by_total
+        growth = log1p_from_zero(t)
+        d = theta[i] / (padded[i] + mu)
         loss += theta[i] * growth
         slope[i] = d
         total += mu * d
@@ -105,23 +104,25 @@ def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, fa
     """What zeros cost under a negative binomial law."""
     loss = scale.dtype.type(0.0)
     for i in range(scale.size):
-        loss += theta[i] * log1p_and_inverse(scale[i] * factor * inverse[i])[0]
+        loss += theta[i] * log1p_from_zero(scale[i] * factor * inverse[i])
     return loss
 
 
 @part(SUMS)
 def _growths(
     scale: np.ndarray,
+    theta: np.ndarray,
     inverse: np.ndarray,
-    ratio: np.ndarray,
+    padded: np.ndarray,
     factor: Any,
     growth: np.ndarray,
     slope: np.ndarray,
 ) -> None:
     """Fill ``growth`` with ``log(1 + μ / (θ + ε))``, ``slope`` with ``θ / (θ + ε + μ)``."""
     for i in range(scale.size):
-        growth[i], by_total = log1p_and_inverse(scale[i] * factor * inverse[i])
-        slope[i] = ratio[i] * by_total
+        mu = scale[i] * factor
+        growth[i] = log1p_from_zero(mu * inverse[i])
+        slope[i] = theta[i] / (padded[i] + mu)
 
 
 @part(SUMS)
@@ -141,7 +142,7 @@ def zinb_zeros(
     scale: np.ndarray,
     theta: np.ndarray,
     inverse: np.ndarray,
-    ratio: np.ndarray,
+    padded: np.ndarray,
     factor: Any,
     weight: Any,
     slope: np.ndarray,
@@ -161,7 +162,7 @@ def zinb_zeros(
     one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
     loss, total = zero, zero
     growths, e_ps, e_vs = room[0], room[1], room[2]
-    _growths(scale, inverse, ratio, factor, growths, slope)
+    _growths(scale, theta, inverse, padded, factor, growths, slope)
     _exponentials(theta, growths, logits, e_ps, e_vs)
     for i in range(scale.size):
         mu, growth = scale[i] * factor, growths[i]
@@ -170,9 +171,8 @@ def zinb_zeros(
         p = -logits[i]
         v = log_zero + p
         e_p, e_v = e_ps[i], e_vs[i]
-        both = one / ((one + e_p) * (one + e_v))
-        sigmoid_p = (one if p > zero else e_p) * ((one + e_v) * both)
-        sigmoid_v = (one if v > zero else e_v) * ((one + e_p) * both)
+        sigmoid_p = (one if p > zero else e_p) / (one + e_p)
+        sigmoid_v = (one if v > zero else e_v) / (one + e_v)
         # Not v - p, which would round by the size of p.
         linear = (log_zero if v > zero else -p) if p > zero else zero
         loss -= linear + log1p_difference(e_v, e_p)
@@ -192,7 +192,7 @@ def zinb_zeros_value(
     zero = scale.dtype.type(0.0)
     loss = zero
     for i in range(scale.size):
-        log_zero = -theta[i] * log1p_and_inverse(scale[i] * factor * inverse[i])[0]
+        log_zero = -theta[i] * log1p_from_zero(scale[i] * factor * inverse[i])
         p = -logits[i]
         v = log_zero + p
         e_p, e_v = decay(-abs(p)), decay(-abs(v))
