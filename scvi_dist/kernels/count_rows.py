@@ -39,6 +39,7 @@ from scvi_dist.kernels.dense_rows import (
     zinb_zeros_value,
 )
 
+
 class CellArrays(NamedTuple):
     """What there is of each cell of the minibatch, ``[n]``."""
 

@@ -12,16 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, part
-from scvi_dist.kernels.gamma import (
-    LOG_FACTORIALS,
-    MOST_FACTORS,
-    gamma_differences,
-    log_gamma_plus_one,
-)
+from scvi_dist.kernels.gamma import LOG_FACTORIALS, log_gamma_plus_one
+from scvi_dist.kernels.gamma_lanes import gamma_growth
 from scvi_dist.kernels.math import decay, log, log1p_from_zero, three_logs
 
 EPS = 1e-8
 """Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
+MOST_FACTORS = 8.0
+"""Whole counts up to here, nearly all, are done as products, others by gamma functions."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -52,8 +50,8 @@ class Scratch(NamedTuple):
 
 PADDING = 16
 """Counts are done as multiples of this: what is left over by vector lanes is ten times as dear."""
-COLUMNS = 6
-_SCALE, _MU, _THETA, _COUNT, _PRODUCT, _OUT = range(COLUMNS)
+COLUMNS = 9
+_SCALE, _MU, _THETA, _COUNT, _PRODUCT, _OUT, _PLACE, _LARGE, _LARGE_THETA = range(COLUMNS)
 
 
 @part()
@@ -196,20 +194,39 @@ def nb_counts(work: np.ndarray, n: int) -> tuple[float, float]:
         total += mu * slope
         outs[k] = growth - theta * mu * by_a * by_c + x * by_c - outs[k]
     if n_small < n:
-        loss -= _large_counts(counts[:n], thetas, outs)
+        loss -= _large_counts(work, n)
     return loss, total
 
 
 @part()
-def _large_counts(counts: np.ndarray, thetas: np.ndarray, outs: np.ndarray) -> float:
+def _large_counts(work: np.ndarray, n: int) -> float:
     """Gamma functions of counts that are no small products; their slopes are subtracted."""
-    total = 0.0
-    for k in range(counts.size):
+    counts, thetas, outs = work[_COUNT], work[_THETA], work[_OUT]
+    places, larges, large_thetas = work[_PLACE], work[_LARGE], work[_LARGE_THETA]
+    m, constant = 0, 0.0
+    for k in range(n):
         x = counts[k]
         if not (x <= MOST_FACTORS and x == math.floor(x)):
-            value, slope = gamma_differences(x, thetas[k])
-            total += value - log_gamma_plus_one(x)
-            outs[k] -= slope
+            places[m], larges[m], large_thetas[m] = k, x, thetas[k]
+            constant += log_gamma_plus_one(x)
+            m += 1
+    # Nothing grows from 1 to 1 + 0.
+    for k in range(m, n_padded(m)):
+        larges[k], large_thetas[k] = 0.0, 1.0
+    total = _gamma_growths(larges[: n_padded(m)], large_thetas[: n_padded(m)])
+    for k in range(m):
+        outs[int(places[k])] -= larges[k]
+    return total - constant
+
+
+@part(SUMS)
+def _gamma_growths(counts: np.ndarray, thetas: np.ndarray) -> float:
+    """The sum of ``log Γ(x + θ) - log Γ(θ)``; the counts become its derivatives by ``θ``."""
+    total = 0.0
+    for k in range(counts.size):
+        value, slope = gamma_growth(counts[k], thetas[k])
+        total += value
+        counts[k] = slope
     return total
 
 

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, part
-from scvi_dist.kernels.math import (
-    decay,
-    exp,
-    from_order_bits,
-    log1p_from_zero,
-    log1p_difference,
-    order_bits,
-)
+from scvi_dist.kernels.float_bits import from_order_bits, order_bits
+from scvi_dist.kernels.math import decay, exp, log1p_difference, log1p_from_zero
 
-STRETCH = 1_024
+STRETCH = 2_048
 """Genes whose losses are added in the row's own precision, before they go to a float64."""
 
 

@@ -6,8 +6,9 @@ NaN gives NaN: a model that diverges is noticed. Errors are relative, in units o
 
 Source
 ------
-The float32 polynomials are those of Cephes (Moshier 1989, ``expf`` and ``logf``), the float64
-logarithm is fdlibm's ``__ieee754_log`` (Sun Microsystems 1993).
+The float32 logarithm and the reduction of exponentials are those of Cephes (Moshier 1989, ``logf``
+and ``expf``), the float64 logarithm is fdlibm's ``__ieee754_log`` (Sun Microsystems 1993). The
+polynomials of float32 exponentials and inverse hyperbolic tangents are minimax fits, exact to 5e-9.
 """
 
 import math
@@ -15,143 +16,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from scvi_dist.kernels.compiled import FUSED_MULTIPLY_ADD, OPTIONS
+from scvi_dist.kernels.float_bits import (
+    exponent,
+    inverse_power,
+    mantissa,
+    power_of_low_bits,
+    power_of_two,
+    scaled_exponent,
+)
 
 _F = np.float32
 _INF = float("inf")
 _INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD), "forceinline": True}
-
-
-# Formats: integer type, bits of the mantissa, exponent bias, and the bits of sqrt(1/2).
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_FORMATS: dict[Any, tuple[ir.IntType, ir.Type, int, int, int]] = {
-    types.float32: (_INT32, ir.FloatType(), 23, 127, 0x3F3504F3),
-    types.float64: (_INT64, ir.DoubleType(), 52, 1023, 0x3FE6A09E667F3BCD),
-}
-
-
-def _offset_bits(builder: Any, value: Any, x_type: Any) -> tuple[Any, Any]:
-    """Bits of ``x`` less those of sqrt(1/2), and those bits as a constant."""
-    integer, _, _, _, root = _FORMATS[x_type]
-    constant = ir.Constant(integer, root)
-    return builder.sub(builder.bitcast(value, integer), constant), constant
-
-
-@intrinsic
-def _exponent(typing_context: Any, x: Any) -> Any:
-    """``e`` of ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, _, _ = _FORMATS[x]
-        offset, _ = _offset_bits(builder, arguments[0], x)
-        exponent = builder.ashr(offset, ir.Constant(integer, mantissa_bits))
-        return builder.sitofp(exponent, real)
-
-    return (x(x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def _mantissa(typing_context: Any, x: Any) -> Any:
-    """``m`` of ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, _, _ = _FORMATS[x]
-        offset, root = _offset_bits(builder, arguments[0], x)
-        low = builder.and_(offset, ir.Constant(integer, (1 << mantissa_bits) - 1))
-        return builder.bitcast(builder.add(low, root), real)
-
-    return (x(x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def _power_of_two(typing_context: Any, n: Any) -> Any:
-    """``2^n`` of a whole number, within the range of normal numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, bias, _ = _FORMATS[n]
-        exponent = builder.add(builder.fptosi(arguments[0], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, mantissa_bits)), real)
-
-    return (n(n), generate) if n in _FORMATS else None
-
-
-@intrinsic
-def _power_of_low_bits(typing_context: Any, shifted: Any) -> Any:
-    """``2^n`` of float32 ``1.5 * 2^23 + n``: the low bits are those of ``n``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.shl(builder.bitcast(arguments[0], _INT32), ir.Constant(_INT32, 23))
-        return builder.bitcast(builder.add(bits, ir.Constant(_INT32, 127 << 23)), ir.FloatType())
-
-    return (shifted(shifted), generate) if shifted == types.float32 else None
-
-
-def _exponent_bits(builder: Any, value: Any) -> Any:
-    """``e`` of float32 ``x = m 2^e`` at the place of an exponent's bits; see `_exponent`."""
-    offset, _ = _offset_bits(builder, value, types.float32)
-    return builder.and_(offset, ir.Constant(_INT32, -(1 << 23)))
-
-
-@intrinsic
-def _scaled_exponent(typing_context: Any, x: Any) -> Any:
-    """``2^23 e`` of float32 ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.sitofp(_exponent_bits(builder, arguments[0]), ir.FloatType())
-
-    return (x(x), generate) if x == types.float32 else None
-
-
-@intrinsic
-def _inverse_power(typing_context: Any, x: Any) -> Any:
-    """``2^-e`` of float32 ``x = m 2^e``; 0 from 2^127 sqrt(1/2) on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        one = ir.Constant(_INT32, 127 << 23)
-        bits = builder.sub(one, _exponent_bits(builder, arguments[0]))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return (x(x), generate) if x == types.float32 else None
-
-
-_INTEGERS = {types.float32: types.int32, types.float64: types.int64}
-_REALS = {integer: real for real, integer in _INTEGERS.items()}
-
-
-def _flipped(builder: Any, bits: Any, integer: Any) -> Any:
-    """The bits of a negative number but for its sign turned over, those of others as they are."""
-    sign = builder.ashr(bits, ir.Constant(integer, integer.width - 1))
-    mask = builder.lshr(sign, ir.Constant(integer, 1))
-    return builder.xor(bits, mask)
-
-
-@intrinsic
-def order_bits(typing_context: Any, x: Any) -> Any:
-    """An integer that is larger for larger ``x``, and largest for NaN.
-
-    The largest of integers is found in vector lanes, that of floats is not.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = _FORMATS[x][0]
-        return _flipped(builder, builder.bitcast(arguments[0], integer), integer)
-
-    return (_INTEGERS[x](x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def from_order_bits(typing_context: Any, bits: Any) -> Any:
-    """The ``x`` whose :func:`order_bits` these are."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real = _FORMATS[_REALS[bits]][:2]
-        return builder.bitcast(_flipped(builder, arguments[0], integer), real)
-
-    return (_REALS[bits](bits), generate) if bits in _REALS else None
 
 
 def _by_type(
@@ -187,7 +67,7 @@ def _decay32(x: float) -> Any:
     n = shifted - _MAGIC
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = (((_E4 * r + _E3) * r + _E2) * r + _E1) * r + _E0
-    y = (p * (r * r) + (r + _F(1.0))) * _power_of_low_bits(shifted)
+    y = (p * (r * r) + (r + _F(1.0))) * power_of_low_bits(shifted)
     return _F(0.0) if x < _EXP_LOW else y
 
 
@@ -214,7 +94,7 @@ def _exp64(x: float) -> float:
     p = ((p * r + 2.755731922398589e-07) * r + 2.7557319223985893e-06) * r + 2.48015873015873e-05
     p = ((p * r + 1.984126984126984e-04) * r + 1.388888888888889e-03) * r + 8.333333333333333e-03
     p = ((p * r + 4.1666666666666664e-02) * r + 1.6666666666666666e-01) * r + 0.5
-    y = ((p * r + 1.0) * r + 1.0) * _power_of_two(n)
+    y = ((p * r + 1.0) * r + 1.0) * power_of_two(n)
     y = 0.0 if x < _EXP_LOW64 else y
     return _INF if x > _EXP_HIGH64 else y
 
@@ -256,9 +136,9 @@ _TINY32, _TWO23 = _F(1.1754943508222875e-38), _F(8388608.0)
 def _log32(x: float) -> Any:
     small = x < _TINY32
     normal = x * _TWO23 if small else x
-    e = _exponent(normal)
+    e = exponent(normal)
     e = e - _F(23.0) if small else e
-    y = _log32_core(_mantissa(normal) - _F(1.0), e)
+    y = _log32_core(mantissa(normal) - _F(1.0), e)
     y = y if x < _F(_INF) else x
     y = y if x != _F(0.0) else _F(-_INF)
     return _F(math.nan) if x < _F(0.0) else y
@@ -282,9 +162,9 @@ def _log64_core(f: float, s: float, e: float) -> float:
 def _log64(x: float) -> float:
     small = x < _TINY64
     normal = x * _TWO52 if small else x
-    e = _exponent(normal)
+    e = exponent(normal)
     e = e - 52.0 if small else e
-    f = _mantissa(normal) - 1.0
+    f = mantissa(normal) - 1.0
     y = _log64_core(f, f / (2.0 + f), e)
     y = y if x < _INF else x
     y = y if x != 0.0 else -_INF
@@ -304,10 +184,10 @@ def _log1p32(x: float) -> Any:
     # What the sum has lost, exactly; Knuth's two-sum.
     v = u - _F(1.0)
     lost = (_F(1.0) - (u - v)) + (x - v)
-    e = _exponent(u)
+    e = exponent(u)
     # Of large numbers nothing is lost that counts, and 2^-128 is no normal number.
-    scale = _power_of_two(-e if e < _F(64.0) else _F(-64.0))
-    y = _log32_core((_mantissa(u) - _F(1.0)) + lost * scale, e)
+    scale = power_of_two(-e if e < _F(64.0) else _F(-64.0))
+    y = _log32_core((mantissa(u) - _F(1.0)) + lost * scale, e)
     y = y if x < _F(_INF) else x
     y = y if x != _F(-1.0) else _F(-_INF)
     return _F(math.nan) if x < _F(-1.0) else y
@@ -337,7 +217,7 @@ _A2, _A1, _A0 = _F(2 * 0.14937424), _F(2 * 0.19988717), _F(2 * 0.33333389)
 
 def _log1p_from_zero32(x: float) -> Any:
     u = _F(1.0) + x
-    e, power = _scaled_exponent(u), _inverse_power(u)
+    e, power = scaled_exponent(u), inverse_power(u)
     # 1 + x = (1 + f) 2^e; f keeps what the sum has lost.
     f = x * power + (power - _F(1.0))
     # log(1 + f) = 2 artanh(q). Processors divide while they multiply.
@@ -384,10 +264,10 @@ def three_logs(x: float, inverse: float, y: float, z: float) -> tuple[float, flo
     u = 1.0 + x
     v = u - 1.0
     lost = (1.0 - (u - v)) + (x - v)
-    f, g, h = _mantissa(u) - 1.0, _mantissa(y) - 1.0, _mantissa(z) - 1.0
+    f, g, h = mantissa(u) - 1.0, mantissa(y) - 1.0, mantissa(z) - 1.0
     a, b, c = 2.0 + f, 2.0 + g, 2.0 + h
     both = a * b
     quotient = 1.0 / (both * c)
-    first = _log64_core(f, f * (quotient * (b * c)), _exponent(u))
-    second = _log64_core(g, g * (quotient * (a * c)), _exponent(y))
-    return first + lost * inverse, second, _log64_core(h, h * (quotient * both), _exponent(z))
+    first = _log64_core(f, f * (quotient * (b * c)), exponent(u))
+    second = _log64_core(g, g * (quotient * (a * c)), exponent(y))
+    return first + lost * inverse, second, _log64_core(h, h * (quotient * both), exponent(z))
