@@ -17,12 +17,11 @@ from scvi_dist.kernels.count_rows import (
     CellArrays,
     Dispersions,
     GeneSums,
-    Rows,
-    Scratch,
     fill_dispersions,
     nb_rows,
     poisson_rows,
 )
+from scvi_dist.kernels.count_terms import COLUMNS, PADDING, Rows, Scratch
 from scvi_dist.kernels.dense_rows import STRETCH
 from scvi_dist.kernels.problem import CountProblem, CountResult, Head
 from scvi_dist.kernels.workspace import Workspace
@@ -112,8 +111,8 @@ class _Evaluation:
             Scratch(
                 scale=_SPACE.array(f"scale {thread}", (g,), real),
                 slope=_SPACE.array(f"slope {thread}", (g,), real),
-                logits=_SPACE.array(f"logits {thread}", (g,), real),
-                counts=_SPACE.array(f"counts {thread}", (8, g), np.float64),
+                logits=_SPACE.array(f"logits {thread}", (g + PADDING,), real),
+                counts=_SPACE.array(f"counts {thread}", (COLUMNS, g + PADDING), np.float64),
                 genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
                 stretch=_SPACE.array(f"stretch {thread}", (3, STRETCH), real),
             ),

@@ -4,12 +4,24 @@ Axis suffixes: ``n`` cells of the minibatch, ``r`` of the block, ``g`` genes, ``
 with dispersions of their own, ``m`` counts of a cell.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import SUMS, compiled, part
+from scvi_dist.kernels.compiled import compiled, part
+from scvi_dist.kernels.count_terms import (
+    EPS,
+    Rows,
+    Scratch,
+    counted,
+    n_padded,
+    nb_counts,
+    poisson_counts,
+    put_counts,
+    put_logits,
+    take_counts,
+    take_logits,
+)
 from scvi_dist.kernels.dense_rows import (
     STRETCH,
     add_row,
@@ -26,20 +38,6 @@ from scvi_dist.kernels.dense_rows import (
     zinb_zeros,
     zinb_zeros_value,
 )
-from scvi_dist.kernels.gamma import MOST_FACTORS, gamma_differences, log_gamma_plus_one
-from scvi_dist.kernels.math import log, log1p, sigmoid, softplus
-
-EPS = 1e-8
-"""Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-class Rows(NamedTuple):
-    """Counts of the minibatch's cells, as CSR."""
-
-    indptr: np.ndarray
-    indices: np.ndarray
-    data: np.ndarray
 
 
 class CellArrays(NamedTuple):
@@ -74,135 +72,6 @@ class GeneSums(NamedTuple):
     """``[g]``, as are the others; by the bias of each head."""
     dropout_bias: np.ndarray
     dispersion_bias: np.ndarray
-
-
-class Scratch(NamedTuple):
-    """Room for one cell."""
-
-    scale: np.ndarray
-    """``[g]``."""
-    slope: np.ndarray
-    """``[g]``."""
-    logits: np.ndarray
-    """``[m]``: of extra zeros."""
-    counts: np.ndarray
-    """float64 ``[8, m]``: see the names below."""
-    genes: np.ndarray
-    """int64 ``[m]``."""
-    stretch: np.ndarray
-    """``[3, STRETCH]``: between the loops over a stretch of genes."""
-
-
-_SCALE, _MU, _THETA, _COUNT, _FACTORS, _VALUE, _SLOPE, _OUT = range(8)
-
-
-@part(SUMS)
-def _nb_counts(work: np.ndarray, n: int) -> float:
-    """What counts cost under a negative binomial law, in float64.
-
-    The derivatives by the mean and by ``θ`` take the places of ``_MU`` and ``_OUT``.
-    """
-    mus, thetas, counts = work[_MU, :n], work[_THETA, :n], work[_COUNT, :n]
-    factors, values, slopes, outs = (
-        work[_FACTORS, :n],
-        work[_VALUE, :n],
-        work[_SLOPE, :n],
-        work[_OUT, :n],
-    )
-    loss = 0.0
-    for k in range(n):
-        mu, theta, x, small = mus[k], thetas[k], counts[k], factors[k]
-        inverse = 1.0 / (theta + EPS)
-        t = mu * inverse
-        growth = log1p(t)
-        q = inverse / (1.0 + t)
-        product = theta if small > 0.0 else 1.0
-        steps = 1.0 if small > 0.0 else 0.0
-        for step in range(1, 8):
-            factor = theta + step
-            taken = small > step
-            steps = steps * factor + product if taken else steps
-            product = product * factor if taken else product
-        odds = (mu + EPS) * inverse
-        loss += theta * growth - x * (log(odds) - growth) - log(product) - values[k]
-        mus[k] = theta * q * (1.0 - x / (mu + EPS))
-        outs[k] = growth - theta * mu * inverse * q + x * q - steps / product - slopes[k]
-    return loss
-
-
-@part(SUMS)
-def _poisson_counts(work: np.ndarray, n: int) -> float:
-    """What counts cost under a Poisson law beyond their mean; the slope of this takes the place
-    of ``_MU``."""
-    mus, counts = work[_MU, :n], work[_COUNT, :n]
-    loss = 0.0
-    for k in range(n):
-        mu = mus[k] if mus[k] > _TINY else _TINY
-        loss -= counts[k] * log(mu)
-        mus[k] = -counts[k] / mu
-    return loss
-
-
-@part(SUMS)
-def _counted(logits: np.ndarray) -> float:
-    """What it costs that counts are no extra zeros; the logits become the derivatives by them."""
-    loss = 0.0
-    for k in range(logits.size):
-        logit = logits[k]
-        loss += np.float64(softplus(logit))
-        logits[k] = sigmoid(logit)
-    return loss
-
-
-@part()
-def _gather_counts(
-    rows: Rows,
-    row: int,
-    least: float,
-    factor: float,
-    theta: np.ndarray,
-    scratch: Scratch,
-) -> tuple[int, float]:
-    """Take the cell's counts out of its scales; their number and what their constants cost."""
-    work, genes, scale = scratch.counts, scratch.genes, scratch.scale
-    n, constant = 0, 0.0
-    for entry in range(rows.indptr[row], rows.indptr[row + 1]):
-        x = float(rows.data[entry])
-        # A NaN is to be seen in the loss, and so is no zero.
-        if x < least or x == 0.0:
-            continue
-        gene = rows.indices[entry]
-        genes[n] = gene
-        work[_COUNT, n] = x
-        work[_SCALE, n] = scale[gene]
-        work[_MU, n] = float(scale[gene]) * factor
-        scale[gene] = 0.0
-        constant += log_gamma_plus_one(x)
-        if theta.size:
-            work[_THETA, n] = theta[gene]
-            work[_FACTORS, n], work[_VALUE, n], work[_SLOPE, n] = x, 0.0, 0.0
-            if not (x <= MOST_FACTORS and x == math.floor(x)):
-                value, slope = gamma_differences(x, float(theta[gene]))
-                work[_FACTORS, n], work[_VALUE, n], work[_SLOPE, n] = 0.0, value, slope
-        n += 1
-    return n, constant
-
-
-@part()
-def _scatter_counts(
-    scratch: Scratch, n: int, factor: float, weight: float, theta_sum: np.ndarray
-) -> float:
-    """Put slopes and scales of the cell's counts in their places; the sum of mean times slope."""
-    work, genes = scratch.counts, scratch.genes
-    total = 0.0
-    for k in range(n):
-        gene = genes[k]
-        scratch.scale[gene] = work[_SCALE, k]
-        scratch.slope[gene] = work[_MU, k]
-        total += work[_SCALE, k] * factor * work[_MU, k]
-        if theta_sum.size:
-            theta_sum[gene] += weight * work[_OUT, k]
-    return total
 
 
 @part()
@@ -331,24 +200,23 @@ def nb_rows(
         divisor = _scale(logits, scratch.scale, is_softmax)
         factor = cells.size[n] / divisor
         least = EPS if dropout_rg.size else 0.0
-        m, loss = _gather_counts(rows, n, least, factor, own.theta, scratch)
-        loss += _nb_counts(scratch.counts, m)
+        m = take_counts(rows, n, least, factor, own.theta, scratch)
+        loss, total = nb_counts(scratch.counts, m)
         if dropout_rg.size:
-            for k in range(m):
-                scratch.logits[k] = dropout[scratch.genes[k]]
-            loss += _counted(scratch.logits[:m])
+            take_logits(dropout, scratch, m)
+            loss += counted(scratch.logits[: n_padded(m)])
         zeros = _nb_dense(scratch, own, factor, weight, theta_sum, dropout)
         cells.loss[n] = loss + zeros[0]
         if not has_slopes:
             logits[:] = 0.0
             dropout[:] = 0.0
             continue
-        total = zeros[1] + _scatter_counts(scratch, m, factor, weight, theta_sum)
+        put_counts(scratch, m, weight, theta_sum)
+        total += zeros[1]
         cells.size_slope[n] = weight * total
         _finish(logits, scratch, factor, weight, total / divisor, is_softmax, sums.bias)
         if dropout_rg.size:
-            for k in range(m):
-                dropout[scratch.genes[k]] = weight * scratch.logits[k]
+            put_logits(dropout, scratch, m, weight)
             add_row(dropout, sums.dropout_bias)
         if log_theta_rg.size:
             log_theta_slopes(own.theta, log_theta_rg[r], sums.dispersion_bias)
@@ -376,14 +244,15 @@ def poisson_rows(
         for a in range(0, logits.size, STRETCH):
             mean += float(sum_row(scratch.scale[a : a + STRETCH]))
         mean *= factor
-        m, loss = _gather_counts(rows, n, 0.0, factor, nothing, scratch)
-        cells.loss[n] = loss + _poisson_counts(scratch.counts, m) + mean
+        m = take_counts(rows, n, 0.0, factor, nothing, scratch)
+        loss, total = poisson_counts(scratch.counts, m)
+        cells.loss[n] = loss + mean
         weight = cells.weight[n] if wants_slopes else 0.0
         if weight == 0.0:
             logits[:] = 0.0
             continue
         scratch.slope[:] = 0.0
-        total = _scatter_counts(scratch, m, factor, weight, nothing)
+        put_counts(scratch, m, weight, nothing)
         cells.size_slope[n] = weight * (mean + total)
         if not is_softmax:
             # The sum of the means of a softmax does not depend on the logits.

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, part
-from scvi_dist.kernels.math import exp, from_order_bits, log1p, log_of_ratio, order_bits
+from scvi_dist.kernels.float_bits import from_order_bits, order_bits
+from scvi_dist.kernels.math import decay, exp, log1p_difference, log1p_from_zero
 
-STRETCH = 1_024
+STRETCH = 2_048
 """Genes whose losses are added in the row's own precision, before they go to a float64."""
 
 
@@ -34,7 +35,7 @@ def exp_row(logits: np.ndarray, high: Any, scale: np.ndarray) -> Any:
     """Fill ``scale`` with ``exp(logits - high)`` and give its sum."""
     total = logits.dtype.type(0.0)
     for i in range(scale.size):
-        value = exp(logits[i] - high)
+        value = decay(logits[i] - high)
         scale[i] = value
         total += value
     return total
@@ -46,8 +47,8 @@ def softplus_row(logits: np.ndarray, scale: np.ndarray) -> None:
     one, zero = logits.dtype.type(1.0), logits.dtype.type(0.0)
     for i in range(scale.size):
         x = logits[i]
-        e = exp(-x if x > zero else x)
-        scale[i] = (x if x > zero else zero) + log1p(e)
+        e = decay(-abs(x))
+        scale[i] = (x if x > zero else zero) + log1p_from_zero(e)
         logits[i] = (one if x > zero else e) / (one + e)
 
 
@@ -83,7 +84,7 @@ def nb_zeros(
     for i in range(scale.size):
         mu = scale[i] * factor
         t = mu * inverse[i]
-        growth = log1p(t)
+        growth = log1p_from_zero(t)
         d = theta[i] / (padded[i] + mu)
         loss += theta[i] * growth
         slope[i] = d
@@ -97,15 +98,25 @@ def nb_zeros_value(scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, fa
     """What zeros cost under a negative binomial law."""
     loss = scale.dtype.type(0.0)
     for i in range(scale.size):
-        loss += theta[i] * log1p(scale[i] * factor * inverse[i])
+        loss += theta[i] * log1p_from_zero(scale[i] * factor * inverse[i])
     return loss
 
 
 @part(SUMS)
-def _growths(scale: np.ndarray, inverse: np.ndarray, factor: Any, growth: np.ndarray) -> None:
-    """Fill ``growth`` with ``log(1 + μ / (θ + ε))``."""
+def _growths(
+    scale: np.ndarray,
+    theta: np.ndarray,
+    inverse: np.ndarray,
+    padded: np.ndarray,
+    factor: Any,
+    growth: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    """Fill ``growth`` with ``log(1 + μ / (θ + ε))``, ``slope`` with ``θ / (θ + ε + μ)``."""
     for i in range(scale.size):
-        growth[i] = log1p(scale[i] * factor * inverse[i])
+        mu = scale[i] * factor
+        growth[i] = log1p_from_zero(mu * inverse[i])
+        slope[i] = theta[i] / (padded[i] + mu)
 
 
 @part(SUMS)
@@ -113,12 +124,11 @@ def _exponentials(
     theta: np.ndarray, growth: np.ndarray, logits: np.ndarray, e_p: np.ndarray, e_v: np.ndarray
 ) -> None:
     """Fill these with ``exp(-abs(p))`` and ``exp(-abs(v))`` of :func:`zinb_zeros`."""
-    zero = theta.dtype.type(0.0)
     for i in range(theta.size):
         p = -logits[i]
         v = p - theta[i] * growth[i]
-        e_p[i] = exp(-p if p > zero else p)
-        e_v[i] = exp(-v if v > zero else v)
+        e_p[i] = decay(-abs(p))
+        e_v[i] = decay(-abs(v))
 
 
 @part(SUMS)
@@ -146,7 +156,7 @@ def zinb_zeros(
     one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
     loss, total = zero, zero
     growths, e_ps, e_vs = room[0], room[1], room[2]
-    _growths(scale, inverse, factor, growths)
+    _growths(scale, theta, inverse, padded, factor, growths, slope)
     _exponentials(theta, growths, logits, e_ps, e_vs)
     for i in range(scale.size):
         mu, growth = scale[i] * factor, growths[i]
@@ -155,14 +165,12 @@ def zinb_zeros(
         p = -logits[i]
         v = log_zero + p
         e_p, e_v = e_ps[i], e_vs[i]
-        both = one / ((one + e_p) * (one + e_v))
-        by_p = (one + e_v) * both
-        sigmoid_p = (one if p > zero else e_p) * by_p
-        sigmoid_v = (one if v > zero else e_v) * ((one + e_p) * both)
+        sigmoid_p = (one if p > zero else e_p) / (one + e_p)
+        sigmoid_v = (one if v > zero else e_v) / (one + e_v)
         # Not v - p, which would round by the size of p.
         linear = (log_zero if v > zero else -p) if p > zero else zero
-        loss -= linear + log_of_ratio((one + e_v) * by_p)
-        d = sigmoid_v * (theta[i] / (padded[i] + mu))
+        loss -= linear + log1p_difference(e_v, e_p)
+        d = sigmoid_v * slope[i]
         slope[i] = d
         total += mu * d
         theta_sum[i] += weight * (sigmoid_v * growth - t * d)
@@ -175,16 +183,15 @@ def zinb_zeros_value(
     scale: np.ndarray, theta: np.ndarray, inverse: np.ndarray, factor: Any, logits: np.ndarray
 ) -> Any:
     """What zeros cost under a zero-inflated negative binomial law."""
-    one, zero = scale.dtype.type(1.0), scale.dtype.type(0.0)
+    zero = scale.dtype.type(0.0)
     loss = zero
     for i in range(scale.size):
-        log_zero = -theta[i] * log1p(scale[i] * factor * inverse[i])
+        log_zero = -theta[i] * log1p_from_zero(scale[i] * factor * inverse[i])
         p = -logits[i]
         v = log_zero + p
-        e_p = exp(-p if p > zero else p)
-        e_v = exp(-v if v > zero else v)
+        e_p, e_v = decay(-abs(p)), decay(-abs(v))
         linear = (log_zero if v > zero else -p) if p > zero else zero
-        loss -= linear + log_of_ratio((one + e_v) / (one + e_p))
+        loss -= linear + log1p_difference(e_v, e_p)
     return loss
 
 

@@ -1,7 +1,7 @@
 """Differences of the log-gamma function and its derivative without a branch; float64.
 
-For loops over counts of all sizes, which :func:`~scvi_dist.kernels.gamma.gamma_differences` would
-keep out of vector lanes.
+For loops over counts of all sizes. ``log Γ(x + θ) - log Γ(θ)`` cancels where ``θ`` is large and is
+singular where it is small.
 
 Source
 ------

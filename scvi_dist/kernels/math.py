@@ -6,8 +6,9 @@ NaN gives NaN: a model that diverges is noticed. Errors are relative, in units o
 
 Source
 ------
-The float32 polynomials are those of Cephes (Moshier 1989, ``expf`` and ``logf``), the float64
-logarithm is fdlibm's ``__ieee754_log`` (Sun Microsystems 1993).
+The float32 logarithm and the reduction of exponentials are those of Cephes (Moshier 1989, ``logf``
+and ``expf``), the float64 logarithm is fdlibm's ``__ieee754_log`` (Sun Microsystems 1993). The
+polynomials of float32 exponentials and inverse hyperbolic tangents are minimax fits, exact to 5e-9.
 """
 
 import math
@@ -15,104 +16,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from scvi_dist.kernels.compiled import FUSED_MULTIPLY_ADD, OPTIONS
+from scvi_dist.kernels.float_bits import (
+    exponent,
+    inverse_power,
+    mantissa,
+    power_of_low_bits,
+    power_of_two,
+    scaled_exponent,
+)
 
 _F = np.float32
 _INF = float("inf")
-_INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD)}
-
-
-# Formats: integer type, bits of the mantissa, exponent bias, and the bits of sqrt(1/2).
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_FORMATS: dict[Any, tuple[ir.IntType, ir.Type, int, int, int]] = {
-    types.float32: (_INT32, ir.FloatType(), 23, 127, 0x3F3504F3),
-    types.float64: (_INT64, ir.DoubleType(), 52, 1023, 0x3FE6A09E667F3BCD),
-}
-
-
-def _offset_bits(builder: Any, value: Any, x_type: Any) -> tuple[Any, Any]:
-    """Bits of ``x`` less those of sqrt(1/2), and those bits as a constant."""
-    integer, _, _, _, root = _FORMATS[x_type]
-    constant = ir.Constant(integer, root)
-    return builder.sub(builder.bitcast(value, integer), constant), constant
-
-
-@intrinsic
-def _exponent(typing_context: Any, x: Any) -> Any:
-    """``e`` of ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, _, _ = _FORMATS[x]
-        offset, _ = _offset_bits(builder, arguments[0], x)
-        exponent = builder.ashr(offset, ir.Constant(integer, mantissa_bits))
-        return builder.sitofp(exponent, real)
-
-    return (x(x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def _mantissa(typing_context: Any, x: Any) -> Any:
-    """``m`` of ``x = m 2^e`` with ``m`` between sqrt(1/2) and sqrt(2)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, _, _ = _FORMATS[x]
-        offset, root = _offset_bits(builder, arguments[0], x)
-        low = builder.and_(offset, ir.Constant(integer, (1 << mantissa_bits) - 1))
-        return builder.bitcast(builder.add(low, root), real)
-
-    return (x(x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def _power_of_two(typing_context: Any, n: Any) -> Any:
-    """``2^n`` of a whole number, within the range of normal numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real, mantissa_bits, bias, _ = _FORMATS[n]
-        exponent = builder.add(builder.fptosi(arguments[0], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, mantissa_bits)), real)
-
-    return (n(n), generate) if n in _FORMATS else None
-
-
-_INTEGERS = {types.float32: types.int32, types.float64: types.int64}
-_REALS = {integer: real for real, integer in _INTEGERS.items()}
-
-
-def _flipped(builder: Any, bits: Any, integer: Any) -> Any:
-    """The bits of a negative number but for its sign turned over, those of others as they are."""
-    sign = builder.ashr(bits, ir.Constant(integer, integer.width - 1))
-    mask = builder.lshr(sign, ir.Constant(integer, 1))
-    return builder.xor(bits, mask)
-
-
-@intrinsic
-def order_bits(typing_context: Any, x: Any) -> Any:
-    """An integer that is larger for larger ``x``, and largest for NaN.
-
-    The largest of integers is found in vector lanes, that of floats is not.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = _FORMATS[x][0]
-        return _flipped(builder, builder.bitcast(arguments[0], integer), integer)
-
-    return (_INTEGERS[x](x), generate) if x in _FORMATS else None
-
-
-@intrinsic
-def from_order_bits(typing_context: Any, bits: Any) -> Any:
-    """The ``x`` whose :func:`order_bits` these are."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, real = _FORMATS[_REALS[bits]][:2]
-        return builder.bitcast(_flipped(builder, arguments[0], integer), real)
-
-    return (_REALS[bits](bits), generate) if bits in _REALS else None
+_INLINED = OPTIONS | {"fastmath": set(FUSED_MULTIPLY_ADD), "forceinline": True}
 
 
 def _by_type(
@@ -138,20 +57,25 @@ _MAGIC = _F(12582912.0)  # 1.5 * 2^23: adding it rounds to a whole number.
 _LOG2_E = _F(1.44269504088896341)
 _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 _EXP_LOW, _EXP_HIGH = _F(-87.3), _F(88.0)
-_E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
-_E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+_E4, _E3, _E2 = _F(1.38145e-3), _F(8.36878e-3), _F(4.166839e-2)
+_E1, _E0 = _F(1.666652e-1), _F(4.9999993e-1)
+
+
+def _decay32(x: float) -> Any:
+    # Where x is far from 0 this is nonsense, which is left out at the end. NaN stays.
+    shifted = x * _LOG2_E + _MAGIC
+    n = shifted - _MAGIC
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = (((_E4 * r + _E3) * r + _E2) * r + _E1) * r + _E0
+    y = (p * (r * r) + (r + _F(1.0))) * power_of_low_bits(shifted)
+    return _F(0.0) if x < _EXP_LOW else y
+
+
+_inlined_decay32 = njit(**_INLINED)(_decay32)
 
 
 def _exp32(x: float) -> Any:
-    # Comparisons are written so that NaN passes through them.
-    within = _EXP_LOW if x < _EXP_LOW else x
-    within = _EXP_HIGH if within > _EXP_HIGH else within
-    n = (within * _LOG2_E + _MAGIC) - _MAGIC
-    r = (within - n * _LN2_HIGH) - n * _LN2_LOW
-    p = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _E0
-    y = ((p * r) * r + r + _F(1.0)) * _power_of_two(n)
-    y = _F(0.0) if x < _EXP_LOW else y
-    return _F(_INF) if x > _EXP_HIGH else y
+    return _F(_INF) if x > _EXP_HIGH else _inlined_decay32(x)
 
 
 _LN2_HIGH64, _LN2_LOW64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -170,12 +94,20 @@ def _exp64(x: float) -> float:
     p = ((p * r + 2.755731922398589e-07) * r + 2.7557319223985893e-06) * r + 2.48015873015873e-05
     p = ((p * r + 1.984126984126984e-04) * r + 1.388888888888889e-03) * r + 8.333333333333333e-03
     p = ((p * r + 4.1666666666666664e-02) * r + 1.6666666666666666e-01) * r + 0.5
-    y = ((p * r + 1.0) * r + 1.0) * _power_of_two(n)
+    y = ((p * r + 1.0) * r + 1.0) * power_of_two(n)
     y = 0.0 if x < _EXP_LOW64 else y
     return _INF if x > _EXP_HIGH64 else y
 
 
 _by_type(exp, _exp32, _exp64)
+
+
+def decay(x: float) -> float:
+    """``e^x`` to 2 units, of an ``x`` that is not above 0."""
+    return math.exp(x)
+
+
+_by_type(decay, _decay32, _exp64)
 
 
 _L8, _L7, _L6 = _F(7.0376836292e-2), _F(-1.1514610310e-1), _F(1.1676998740e-1)
@@ -204,9 +136,9 @@ _TINY32, _TWO23 = _F(1.1754943508222875e-38), _F(8388608.0)
 def _log32(x: float) -> Any:
     small = x < _TINY32
     normal = x * _TWO23 if small else x
-    e = _exponent(normal)
+    e = exponent(normal)
     e = e - _F(23.0) if small else e
-    y = _log32_core(_mantissa(normal) - _F(1.0), e)
+    y = _log32_core(mantissa(normal) - _F(1.0), e)
     y = y if x < _F(_INF) else x
     y = y if x != _F(0.0) else _F(-_INF)
     return _F(math.nan) if x < _F(0.0) else y
@@ -218,44 +150,28 @@ _LG7 = 1.479819860511658591e-01
 _TINY64, _TWO52 = 2.2250738585072014e-308, 4503599627370496.0
 
 
-def _log64(x: float) -> float:
-    small = x < _TINY64
-    normal = x * _TWO52 if small else x
-    e = _exponent(normal)
-    e = e - 52.0 if small else e
-    f = _mantissa(normal) - 1.0
-    s = f / (2.0 + f)
+@njit(**_INLINED)
+def _log64_core(f: float, s: float, e: float) -> float:
+    """``log(1 + f) + e log 2`` with ``s = f / (2 + f)``."""
     z = s * s
     r = z * ((((((_LG7 * z + _LG6) * z + _LG5) * z + _LG4) * z + _LG3) * z + _LG2) * z + _LG1)
     half = 0.5 * f * f
-    y = e * _LN2_HIGH64 - ((half - (s * (half + r) + e * _LN2_LOW64)) - f)
+    return e * _LN2_HIGH64 - ((half - (s * (half + r) + e * _LN2_LOW64)) - f)
+
+
+def _log64(x: float) -> float:
+    small = x < _TINY64
+    normal = x * _TWO52 if small else x
+    e = exponent(normal)
+    e = e - 52.0 if small else e
+    f = mantissa(normal) - 1.0
+    y = _log64_core(f, f / (2.0 + f), e)
     y = y if x < _INF else x
     y = y if x != 0.0 else -_INF
     return math.nan if x < 0.0 else y
 
 
 _by_type(log, _log32, _log64)
-
-
-def log_of_ratio(x: float) -> float:
-    """Natural logarithm to 2 units of a number from 1/2 to 2, at half the cost."""
-    return math.log(x)
-
-
-_ROOT_HALF, _ROOT_TWO = _F(math.sqrt(0.5)), _F(math.sqrt(2.0))
-
-
-def _log_of_ratio32(x: float) -> Any:
-    e = _F(-1.0) if x < _ROOT_HALF else (_F(1.0) if x > _ROOT_TWO else _F(0.0))
-    m = _F(2.0) * x if x < _ROOT_HALF else (_F(0.5) * x if x > _ROOT_TWO else x)
-    return _log32_core(m - _F(1.0), e)
-
-
-def _log_of_ratio64(x: float) -> float:
-    return log(x)
-
-
-_by_type(log_of_ratio, _log_of_ratio32, _log_of_ratio64)
 
 
 def log1p(x: float) -> float:
@@ -268,10 +184,10 @@ def _log1p32(x: float) -> Any:
     # What the sum has lost, exactly; Knuth's two-sum.
     v = u - _F(1.0)
     lost = (_F(1.0) - (u - v)) + (x - v)
-    e = _exponent(u)
+    e = exponent(u)
     # Of large numbers nothing is lost that counts, and 2^-128 is no normal number.
-    scale = _power_of_two(-e if e < _F(64.0) else _F(-64.0))
-    y = _log32_core((_mantissa(u) - _F(1.0)) + lost * scale, e)
+    scale = power_of_two(-e if e < _F(64.0) else _F(-64.0))
+    y = _log32_core((mantissa(u) - _F(1.0)) + lost * scale, e)
     y = y if x < _F(_INF) else x
     y = y if x != _F(-1.0) else _F(-_INF)
     return _F(math.nan) if x < _F(-1.0) else y
@@ -290,38 +206,68 @@ def _log1p64(x: float) -> float:
 _by_type(log1p, _log1p32, _log1p64)
 
 
-def softplus(x: float) -> float:
-    """``log(1 + e^x)`` to 4 units, without overflow."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+def log1p_from_zero(x: float) -> float:
+    """``log(1 + x)`` to 3 units, of an ``x`` from 0 to 1e38 or infinite, at half the cost."""
+    return math.log1p(x)
 
 
-def _softplus32(x: float) -> Any:
-    positive = x if x > _F(0.0) else _F(0.0)
-    return positive + log1p(exp(-x if x > _F(0.0) else x))
+_LN2_SCALED = _F(math.log(2.0) * 2.0**-23)
+_A2, _A1, _A0 = _F(2 * 0.14937424), _F(2 * 0.19988717), _F(2 * 0.33333389)
 
 
-def _softplus64(x: float) -> float:
-    positive = x if x > 0.0 else 0.0
-    return positive + log1p(exp(-x if x > 0.0 else x))
+def _log1p_from_zero32(x: float) -> Any:
+    u = _F(1.0) + x
+    e, power = scaled_exponent(u), inverse_power(u)
+    # 1 + x = (1 + f) 2^e; f keeps what the sum has lost.
+    f = x * power + (power - _F(1.0))
+    # log(1 + f) = 2 artanh(q). Processors divide while they multiply.
+    q = f / (_F(2.0) + f)
+    w = q * q
+    y = (q * w) * ((_A2 * w + _A1) * w + _A0)
+    y = ((q + q) + y) + e * _LN2_SCALED
+    return y if x < _F(_INF) else x
 
 
-_by_type(softplus, _softplus32, _softplus64)
+_by_type(log1p_from_zero, _log1p_from_zero32, _log1p64)
 
 
-def sigmoid(x: float) -> float:
-    """``1 / (1 + e^-x)`` to 3 units, without overflow."""
-    e = math.exp(-abs(x))
-    return (1.0 if x > 0 else e) / (1.0 + e)
+def log1p_difference(x: float, y: float) -> float:
+    """``log(1 + x) - log(1 + y)`` to 4 units, of numbers from 0 to 1."""
+    return math.log1p((x - y) / (1.0 + y))
 
 
-def _sigmoid32(x: float) -> Any:
-    e = exp(-x if x > _F(0.0) else x)
-    return (_F(1.0) if x > _F(0.0) else e) / (_F(1.0) + e)
+_B3, _B2 = _F(2 * 0.14012574), _F(2 * 0.13999506)
+_B1, _B0 = _F(2 * 0.20010853), _F(2 * 0.33333207)
 
 
-def _sigmoid64(x: float) -> float:
-    e = exp(-x if x > 0.0 else x)
-    return (1.0 if x > 0.0 else e) / (1.0 + e)
+def _log1p_difference32(x: float, y: float) -> Any:
+    q = (x - y) / ((_F(1.0) + x) + (_F(1.0) + y))
+    w = q * q
+    return (q * w) * (((_B3 * w + _B2) * w + _B1) * w + _B0) + (q + q)
 
 
-_by_type(sigmoid, _sigmoid32, _sigmoid64)
+def _log1p_difference64(x: float, y: float) -> float:
+    return log1p((x - y) / (1.0 + y))
+
+
+@overload(log1p_difference, strict=False, jit_options=_INLINED)
+def _choose_difference(x: Any, y: Any) -> Any:
+    return {types.float32: _log1p_difference32, types.float64: _log1p_difference64}.get(x)
+
+
+@njit(**_INLINED)
+def three_logs(x: float, inverse: float, y: float, z: float) -> tuple[float, float, float]:
+    """``log(1 + x)``, ``log y`` and ``log z`` of normal float64 with one division.
+
+    ``x`` is not negative, ``inverse`` is ``1 / (1 + x)``. NaN is seen in the first.
+    """
+    u = 1.0 + x
+    v = u - 1.0
+    lost = (1.0 - (u - v)) + (x - v)
+    f, g, h = mantissa(u) - 1.0, mantissa(y) - 1.0, mantissa(z) - 1.0
+    a, b, c = 2.0 + f, 2.0 + g, 2.0 + h
+    both = a * b
+    quotient = 1.0 / (both * c)
+    first = _log64_core(f, f * (quotient * (b * c)), exponent(u))
+    second = _log64_core(g, g * (quotient * (a * c)), exponent(y))
+    return first + lost * inverse, second, _log64_core(h, h * (quotient * both), exponent(z))
