@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import compiled
-from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_rows
+from scvi_dist.kernels.compiled import compiled, part
+from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_entries, copy_row, fetch_row
 from scvi_dist.kernels.workspace import Workspace
 
 STRETCH = 64
@@ -23,7 +23,8 @@ TILE_BYTES = _VECTORS * VECTOR_BYTES
 """A row of a tile; 64 of them fit into 32 KiB with room for what streams past."""
 
 
-_add_rows = add_rows(_VECTORS)
+_add, _add_part = add_entries(_VECTORS), add_entries(_VECTORS, is_part=True)
+_copy, _fetch = copy_row(_VECTORS), fetch_row(_VECTORS)
 
 
 class Active(NamedTuple):
@@ -31,9 +32,9 @@ class Active(NamedTuple):
 
     starts: np.ndarray
     """int64 ``[n, s + 1]``: where the entries of each stretch of columns begin, and end."""
-    columns: np.ndarray
-    """int32: column of each entry, counted from the first of its stretch."""
-    values: np.ndarray
+    entries: np.ndarray
+    """Unsigned integers ``[entries, 2]``, as wide as a value: where in a tile the row of the
+    entry's column begins, in bytes; the bits of the value."""
 
 
 def n_stretches(n_columns: int) -> int:
@@ -53,12 +54,14 @@ def find_active(
 
     Parameters
     ----------
+    hidden_nh
+        The bits of the units: unsigned integers.
     rows, units
         First and one after the last of the part.
     by_unit
         Whether the matrix has a row for each unit, and not for each row of these.
     active
-        With room for all entries.
+        With room for all entries, and one more.
     """
     outer, inner = (units, rows) if by_unit else (rows, units)
     count = 0
@@ -67,13 +70,24 @@ def find_active(
             active.starts[i - outer[0], s] = count
             first = inner[0] + s * STRETCH
             for j in range(first, min(first + STRETCH, inner[1])):
-                value = hidden_nh[j, i] if by_unit else hidden_nh[i, j]
-                active.columns[count] = j - first
-                active.values[count] = value
-                # Without a branch: what is zero is written over. A NaN is no zero.
-                count += value != 0.0
+                bits = hidden_nh[j, i] if by_unit else hidden_nh[i, j]
+                active.entries[count, 0] = (j - first) * TILE_BYTES
+                active.entries[count, 1] = bits
+                # Without a branch: what is zero is written over. Its sign does not count.
+                count += bits << 1 != 0
         active.starts[i - outer[0], -1] = count
     return count
+
+
+@part()
+def _fill(matrix_kg: np.ndarray, first: int, a: int, w: int, tile: np.ndarray) -> None:
+    """Copy a stretch of rows and of ``w`` columns to the tile."""
+    n_genes, width = matrix_kg.shape[1], tile.shape[1]
+    for k in range(min(STRETCH, matrix_kg.shape[0] - first)):
+        if w == width:
+            _copy(matrix_kg, (first + k) * n_genes + a, tile, k * width)
+        else:
+            tile[k, :w] = matrix_kg[first + k, a : a + w]
 
 
 @compiled()
@@ -94,28 +108,35 @@ def multiply_active(
     bias_g
         Where it is empty, the product is added to ``out_ng``.
     tile
-        Room: ``[STRETCH + 1, TILE_BYTES // itemsize]``.
+        Room: ``[STRETCH, TILE_BYTES // itemsize]``.
     """
-    n, n_genes = out_ng.shape
-    starts, columns, values = active.starts, active.columns, active.values
-    width, spare = tile.shape[1], tile[STRETCH]
+    (n, n_genes), n_columns = out_ng.shape, matrix_kg.shape[0]
+    (starts, entries), width = active, tile.shape[1]
+    n_spans = starts.shape[1] - 1
     for a in range(genes[0], genes[1], width):
         w = min(width, genes[1] - a)
-        for s in range(starts.shape[1] - 1):
-            first = s * STRETCH
-            for k in range(min(STRETCH, matrix_kg.shape[0] - first)):
-                tile[k, :w] = matrix_kg[first + k, a : a + w]
-            is_first = s == 0 and bias_g.size > 0
+        for s in range(n_spans):
+            _fill(matrix_kg, s * STRETCH, a, w, tile)
+            # The next tile's rows come to the cache while this one is multiplied.
+            is_last = s + 1 == n_spans
+            next_row, next_a = (0, a + width) if is_last else ((s + 1) * STRETCH, a)
+            n_next = min(STRETCH, n_columns - next_row) if next_a < genes[1] else 0
+            fetched = 0
             for row in range(n):
+                while fetched * n < (row + 1) * n_next:
+                    _fetch(matrix_kg, (next_row + fetched) * n_genes + next_a)
+                    fetched += 1
                 start, stop, at = starts[row, s], starts[row, s + 1], row * n_genes + a
+                ahead = at if row + 1 == n else at + n_genes
                 if w < width:
-                    spare[:w] = bias_g[a : a + w] if is_first else out_ng[row, a : a + w]
-                    _add_rows(spare, 0, spare, 0, tile, 0, width, columns, values, start, stop)
-                    out_ng[row, a : a + w] = spare[:w]
-                elif is_first:
-                    _add_rows(out_ng, at, bias_g, a, tile, 0, width, columns, values, start, stop)
+                    if s == 0 and bias_g.size > 0:
+                        _add_part(out_ng, at, ahead, bias_g, a, tile, entries, start, stop, w)
+                    else:
+                        _add_part(out_ng, at, ahead, out_ng, at, tile, entries, start, stop, w)
+                elif s == 0 and bias_g.size > 0:
+                    _add(out_ng, at, ahead, bias_g, a, tile, entries, start, stop, w)
                 else:
-                    _add_rows(out_ng, at, out_ng, at, tile, 0, width, columns, values, start, stop)
+                    _add(out_ng, at, ahead, out_ng, at, tile, entries, start, stop, w)
 
 
 class ActiveProducts:
@@ -133,12 +154,9 @@ class ActiveProducts:
 
     def __init__(self, space: Workspace, name: str, hidden_nh: np.ndarray) -> None:
         self._space, self._name, self._hidden_nh = space, name, hidden_nh
-        real = hidden_nh.dtype
-        room = space.array(f"tile {name}", ((STRETCH + 1) * TILE_BYTES + TILE_BYTES,), np.uint8)
-        # A vector that lies in two lines of the cache takes twice as long.
-        first = -room.ctypes.data % VECTOR_BYTES
-        room = room[first : first + (STRETCH + 1) * TILE_BYTES]
-        self._tile = room.view(real).reshape(STRETCH + 1, -1)
+        self._bits = np.dtype(f"u{hidden_nh.itemsize}")
+        width = TILE_BYTES // hidden_nh.itemsize
+        self._tile = space.array(f"tile {name}", (STRETCH, width), hidden_nh.dtype)
 
     def logits(
         self,
@@ -175,11 +193,10 @@ class ActiveProducts:
         outer, inner = (units, rows) if by_unit else (rows, units)
         n, n_columns = outer[1] - outer[0], inner[1] - inner[0]
         # One more: what comes after the last is written before it is known to be zero.
-        room, real = (n * n_columns + 1,), self._hidden_nh.dtype
+        room = n * n_columns + 1, 2
         active = Active(
             self._space.array(f"starts {self._name}", (n, n_stretches(n_columns) + 1), np.int64),
-            self._space.array(f"columns {self._name}", room, np.int32),
-            self._space.array(f"values {self._name}", room, real),
+            self._space.array(f"entries {self._name}", room, self._bits),
         )
-        find_active(self._hidden_nh, rows, units, by_unit, active)
+        find_active(self._hidden_nh.view(self._bits), rows, units, by_unit, active)
         return active
