@@ -7,7 +7,7 @@ half the time.
 Axis suffixes: ``n`` rows, ``k`` columns that are summed over, ``g`` genes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from scvi_dist.kernels.workspace import Workspace
 
 STRETCH = 64
 """Columns whose part of the tile is in the cache together."""
-_VECTORS = 6
+_VECTORS = 7
 """Of sums in registers; with fewer the processor waits for each."""
 TILE_BYTES = _VECTORS * VECTOR_BYTES
 """A row of a tile; 64 of them fit into 32 KiB with room for what streams past."""
@@ -42,6 +42,17 @@ def n_stretches(n_columns: int) -> int:
     return -(-n_columns // STRETCH)
 
 
+@part()
+def _find(line: np.ndarray, count: Any, entries: np.ndarray) -> Any:
+    """Add the entries of a stretch, of which the bits are given; the number of entries then."""
+    for k in range(line.size):
+        entries[count, 0] = k * TILE_BYTES
+        entries[count, 1] = line[k]
+        # Without a branch: what is zero is written over. Its sign does not count.
+        count += np.uintp(line[k] << 1 != 0)
+    return count
+
+
 @compiled()
 def find_active(
     hidden_nh: np.ndarray,
@@ -64,17 +75,17 @@ def find_active(
         With room for all entries, and one more.
     """
     outer, inner = (units, rows) if by_unit else (rows, units)
-    count = 0
+    # An index that may be negative takes longer.
+    count = np.uintp(0)
     for i in range(outer[0], outer[1]):
         for s in range(active.starts.shape[1] - 1):
             active.starts[i - outer[0], s] = count
             first = inner[0] + s * STRETCH
-            for j in range(first, min(first + STRETCH, inner[1])):
-                bits = hidden_nh[j, i] if by_unit else hidden_nh[i, j]
-                active.entries[count, 0] = (j - first) * TILE_BYTES
-                active.entries[count, 1] = bits
-                # Without a branch: what is zero is written over. Its sign does not count.
-                count += bits << 1 != 0
+            last = min(first + STRETCH, inner[1])
+            if by_unit:
+                count = _find(hidden_nh[first:last, i], count, active.entries)
+            else:
+                count = _find(hidden_nh[i, first:last], count, active.entries)
         active.starts[i - outer[0], -1] = count
     return count
 
