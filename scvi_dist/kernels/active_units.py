@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scvi_dist.kernels.compiled import compiled, part
-from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_entries, copy_row, fetch_row
+from scvi_dist.kernels.lane_code import SUM_BYTES, VECTOR_BYTES
+from scvi_dist.kernels.row_lanes import add_dots, add_entries, copy_row, fetch_row
 from scvi_dist.kernels.workspace import Workspace
 
 STRETCH = 64
@@ -24,6 +25,7 @@ TILE_BYTES = _VECTORS * VECTOR_BYTES
 
 
 _add, _add_part = add_entries(_VECTORS), add_entries(_VECTORS, is_part=True)
+_dots, _dots_part = add_dots(_VECTORS), add_dots(_VECTORS, is_part=True)
 _copy, _fetch = copy_row(_VECTORS), fetch_row(_VECTORS)
 
 
@@ -60,8 +62,8 @@ def find_active(
     units: tuple[int, int],
     by_unit: bool,
     active: Active,
-) -> int:
-    """Fill ``active`` with a part of the hidden units, or its transpose; the number of entries.
+) -> None:
+    """Fill ``active`` with a part of the hidden units, or its transpose.
 
     Parameters
     ----------
@@ -87,7 +89,6 @@ def find_active(
             else:
                 count = _find(hidden_nh[i, first:last], count, active.entries)
         active.starts[i - outer[0], -1] = count
-    return count
 
 
 @part()
@@ -99,6 +100,20 @@ def _fill(matrix_kg: np.ndarray, first: int, a: int, w: int, tile: np.ndarray) -
             _copy(matrix_kg, (first + k) * n_genes + a, tile, k * width)
         else:
             tile[k, :w] = matrix_kg[first + k, a : a + w]
+
+
+@part()
+def _after(matrix_kg: np.ndarray, s: int, a: int, ends: tuple[int, int]) -> tuple[int, int]:
+    """Where the tile after this one begins, and its rows: they come to the cache meanwhile.
+
+    ``ends`` are the columns of a tile, and the last column of all plus one.
+    """
+    (n_columns, n_genes), (width, stop) = matrix_kg.shape, ends
+    first, begin = (s + 1) * STRETCH, a
+    if first >= n_columns:
+        first, begin = 0, a + width
+    n_rows = min(STRETCH, n_columns - first) if begin < stop else 0
+    return first * n_genes + begin, n_rows
 
 
 @compiled()
@@ -121,21 +136,17 @@ def multiply_active(
     tile
         Room: ``[STRETCH, TILE_BYTES // itemsize]``.
     """
-    (n, n_genes), n_columns = out_ng.shape, matrix_kg.shape[0]
-    (starts, entries), width = active, tile.shape[1]
-    n_spans = starts.shape[1] - 1
+    (starts, entries), (n, n_genes) = active, out_ng.shape
+    n_spans, width = starts.shape[1] - 1, tile.shape[1]
     for a in range(genes[0], genes[1], width):
         w = min(width, genes[1] - a)
         for s in range(n_spans):
             _fill(matrix_kg, s * STRETCH, a, w, tile)
-            # The next tile's rows come to the cache while this one is multiplied.
-            is_last = s + 1 == n_spans
-            next_row, next_a = (0, a + width) if is_last else ((s + 1) * STRETCH, a)
-            n_next = min(STRETCH, n_columns - next_row) if next_a < genes[1] else 0
+            next_at, n_next = _after(matrix_kg, s, a, (width, genes[1]))
             fetched = 0
             for row in range(n):
                 while fetched * n < (row + 1) * n_next:
-                    _fetch(matrix_kg, (next_row + fetched) * n_genes + next_a)
+                    _fetch(matrix_kg, next_at + fetched * n_genes)
                     fetched += 1
                 start, stop, at = starts[row, s], starts[row, s + 1], row * n_genes + a
                 ahead = at if row + 1 == n else at + n_genes
@@ -148,6 +159,57 @@ def multiply_active(
                     _add(out_ng, at, ahead, bias_g, a, tile, entries, start, stop, w)
                 else:
                     _add(out_ng, at, ahead, out_ng, at, tile, entries, start, stop, w)
+
+
+@compiled()
+def multiply_slopes(
+    active: Active,
+    matrix_kg: np.ndarray,
+    slope_ng: np.ndarray,
+    room: tuple[np.ndarray, np.ndarray],
+    first: int,
+    is_new: bool,
+    out_nh: np.ndarray,
+) -> None:
+    """Add ``slope_ng @ matrix_kg.T`` to ``out_nh`` where units are active, and only there.
+
+    Parameters
+    ----------
+    room
+        The tile of :func:`multiply_active`, and sums ``[entries, SUM_BYTES // itemsize]``.
+    first
+        Column of ``out_nh`` that the first row of the matrix is for.
+    is_new
+        Whether ``out_nh`` is nothing yet, and becomes zero elsewhere.
+    """
+    (starts, entries), (tile, sums), (n, n_genes) = active, room, slope_ng.shape
+    n_spans, width = starts.shape[1] - 1, tile.shape[1]
+    sums[: starts[n - 1, n_spans]] = 0.0
+    for a in range(0, n_genes, width):
+        w = min(width, n_genes - a)
+        for s in range(n_spans):
+            if w < width:
+                tile[:] = 0.0
+            _fill(matrix_kg, s * STRETCH, a, w, tile)
+            next_at, n_next = _after(matrix_kg, s, a, (width, n_genes))
+            fetched = 0
+            for row in range(n):
+                while fetched * n < (row + 1) * n_next:
+                    _fetch(matrix_kg, next_at + fetched * n_genes)
+                    fetched += 1
+                start, stop, at = starts[row, s], starts[row, s + 1], row * n_genes + a
+                ahead = at if row + 1 == n else at + n_genes
+                if w < width:
+                    _dots_part(sums, slope_ng, at, ahead, tile, entries, start, stop, w)
+                else:
+                    _dots(sums, slope_ng, at, ahead, tile, entries, start, stop, w)
+    for row in range(n):
+        if is_new:
+            out_nh[row] = 0.0
+        for s in range(n_spans):
+            for i in range(starts[row, s], starts[row, s + 1]):
+                unit = first + s * STRETCH + entries[i, 0] // TILE_BYTES
+                out_nh[row, unit] += sums[i].sum()
 
 
 class ActiveProducts:
@@ -199,6 +261,26 @@ class ActiveProducts:
         real = self._hidden_nh.dtype
         before_g = np.zeros(gradient_hg.shape[1] if is_new else 0, real)
         multiply_active(active, slope_rg, genes, before_g, self._tile, gradient_hg)
+
+    def slopes(
+        self,
+        rows: tuple[int, int],
+        units: tuple[int, int],
+        weight_hg: np.ndarray,
+        slope_rg: np.ndarray,
+        slope_rh: np.ndarray,
+        is_new: bool,
+    ) -> None:
+        """Add the slopes of these rows times the weights, for units that are not zero.
+
+        ``slope_rh`` is of all units of these rows. ``is_new`` says that nothing is there to be
+        added to: other units get zero.
+        """
+        active, real = self._active(rows, units, by_unit=False), self._hidden_nh.dtype
+        room = active.entries.shape[0], SUM_BYTES // real.itemsize
+        sums = self._space.array(f"sums {self._name}", room, real)
+        rest = (self._tile, sums), units[0], is_new, slope_rh
+        multiply_slopes(active, weight_hg, slope_rg, *rest)
 
     def _active(self, rows: tuple[int, int], units: tuple[int, int], by_unit: bool) -> Active:
         outer, inner = (units, rows) if by_unit else (rows, units)

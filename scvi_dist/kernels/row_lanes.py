@@ -9,13 +9,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-VECTOR_BYTES = 64
-"""Also a line of the cache: a vector that lies in two of them takes twice as long."""
+from scvi_dist.kernels.lane_code import Lanes
 
 
 @cache
@@ -46,7 +43,7 @@ def add_rows(n_vectors: int) -> Callable[..., None]:
         given = out, n, before, n, matrix, n, n, columns, values, n, n
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            lanes = _Lanes(context, builder, signature, arguments, real=4, n_vectors=n_vectors)
+            lanes = Lanes(context, builder, signature, arguments, real=4, n_vectors=n_vectors)
             out, before, matrix = (lanes.pointer(k, arguments[k + 1]) for k in (0, 2, 4))
             columns, values, stride = lanes.pointer(7), lanes.pointer(8), arguments[6]
 
@@ -96,7 +93,7 @@ def add_entries(n_vectors: int, is_part: bool = False) -> Callable[..., None]:
         given = out, n, n, before, n, tile, entries, n, n, n
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            lanes = _Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
+            lanes = Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
             out, before = lanes.pointer(0, arguments[1]), lanes.pointer(3, arguments[4])
             tile, entries = lanes.pointer(5), lanes.pointer(6)
             masks = lanes.masks(arguments[9]) if is_part else None
@@ -119,7 +116,7 @@ def copy_row(n_vectors: int) -> Callable[..., None]:
     @intrinsic
     def copy(typing_context: Any, matrix: Any, at: Any, out: Any, out_at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            lanes = _Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
+            lanes = Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
             row = lanes.load_row(lanes.pointer(0, arguments[1]))
             lanes.store_row(row, lanes.pointer(2, arguments[3]))
             return context.get_dummy_value()
@@ -139,7 +136,7 @@ def fetch_row(n_vectors: int) -> Callable[..., None]:
     @intrinsic
     def fetch(typing_context: Any, matrix: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            lanes = _Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
+            lanes = Lanes(context, builder, signature, arguments, real=0, n_vectors=n_vectors)
             lanes.prefetch(lanes.pointer(0, arguments[1]), is_written=False)
             return context.get_dummy_value()
 
@@ -148,135 +145,43 @@ def fetch_row(n_vectors: int) -> Callable[..., None]:
     return fetch
 
 
-class _Lanes:
-    """Writes the code of one call.
+@cache
+def add_dots(n_vectors: int, is_part: bool = False) -> Callable[..., None]:
+    """A function for compiled code that multiplies a row with rows in a tile, each with each.
 
-    Parameters
-    ----------
-    real
-        Which argument is an array of what is added.
+    ``(sums, matrix, at, ahead, tile, entries, start, stop, n_items)`` adds the scalar product of
+    ``matrix[at:]`` with ``tile[offset:]`` to ``sums[i]``, for ``start <= i < stop`` and the offsets
+    of the ``entries`` of :func:`add_entries`. The lanes of a sum, ``[entries, SUM_BYTES //
+    itemsize]``, are to be added up.
+
+    ``ahead`` is where the next call will read. Of a function for parts no more than ``n_items`` of
+    the row are read; where the tile goes on, it is finite.
     """
 
-    def __init__(
-        self,
-        context: Any,
-        builder: Any,
-        signature: Any,
-        arguments: Any,
-        *,
-        real: int,
-        n_vectors: int,
-    ) -> None:
-        self.context, self.builder, self.n_vectors = context, builder, n_vectors
-        self.signature, self.arguments = signature, arguments
-        self.real = context.get_data_type(signature.args[real].dtype)
-        self.item_bytes = context.get_abi_sizeof(self.real)
-        self.n_lanes = VECTOR_BYTES // self.item_bytes
-        self.vector = ir.VectorType(self.real, self.n_lanes)
+    @intrinsic
+    def add(
+        typing_context: Any,
+        sums: Any,
+        matrix: Any,
+        at: Any,
+        ahead: Any,
+        tile: Any,
+        entries: Any,
+        start: Any,
+        stop: Any,
+        n_items: Any,
+    ) -> Any:
+        n = types.intp
 
-    def pointer(self, k: int, at: Any = None) -> Any:
-        """To an element of an array that is the ``k``-th argument."""
-        array = self.context.make_array(self.signature.args[k])
-        data = array(self.context, self.builder, self.arguments[k]).data
-        return data if at is None else self.builder.gep(data, [at])
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            lanes = Lanes(context, builder, signature, arguments, real=1, n_vectors=n_vectors)
+            sums, tile, entries = lanes.pointer(0), lanes.pointer(4), lanes.pointer(5)
+            masks = lanes.masks(arguments[8]) if is_part else None
+            lanes.prefetch(lanes.pointer(1, arguments[3]), is_written=False)
+            row = lanes.load_row(lanes.pointer(1, arguments[2]), masks)
+            lanes.add_dots(sums, row, arguments[6:8], lambda i: lanes.entry_row(entries, tile, i))
+            return context.get_dummy_value()
 
-    def sums(self, initial: list[Any], span: Any, term: Callable[[Any], tuple[Any, Any]]) -> Any:
-        """``initial`` plus the terms of a span: a vector of one factor, and a row for each."""
-        builder, (start, stop) = self.builder, span
-        entry = builder.block
-        head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "done"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = builder.phi(start.type)
-        i.add_incoming(start, entry)
-        sums = [builder.phi(self.vector) for _ in initial]
-        for total, value in zip(sums, initial, strict=True):
-            total.add_incoming(value, entry)
-        builder.cbranch(builder.icmp_signed("<", i, stop), body, end)
-        builder.position_at_end(body)
-        factor, row = term(i)
-        for total, value in zip(sums, self.load_row(row), strict=True):
-            product = builder.fmul(factor, value, flags=("contract",))
-            total.add_incoming(builder.fadd(total, product, flags=("contract",)), body)
-        i.add_incoming(builder.add(i, ir.Constant(i.type, 1)), body)
-        builder.branch(head)
-        builder.position_at_end(end)
-        return sums
+        return types.void(sums, matrix, n, n, tile, entries, n, n, n), generate
 
-    def entry(self, entries: Any, tile: Any, i: Any) -> tuple[Any, Any]:
-        """The factor of an entry, and where its row is."""
-        builder, bits = self.builder, 8 * self.item_bytes
-        if bits == 32:
-            # Loads are what the processor can do fewest of: one for both, and the value comes to
-            # all lanes by another way.
-            both = builder.load(builder.gep(self._as(entries, ir.IntType(64)), [i]))
-            offset = builder.and_(both, ir.Constant(both.type, 2**32 - 1))
-            value = builder.trunc(builder.lshr(both, ir.Constant(both.type, 32)), ir.IntType(32))
-        else:
-            first = builder.gep(entries, [builder.shl(i, ir.Constant(i.type, 1))])
-            offset = builder.load(first)
-            value = builder.load(builder.gep(first, [ir.Constant(i.type, 1)]))
-        factor = builder.bitcast(self.everywhere(value), self.vector)
-        row = builder.gep(self._as(tile, ir.IntType(8)), [offset])
-        return factor, self._as(row, self.real)
-
-    def everywhere(self, value: Any) -> Any:
-        """A vector of one value."""
-        kind = ir.VectorType(value.type, self.n_lanes)
-        undefined, lane = ir.Constant(kind, ir.Undefined), ir.IntType(32)
-        first = self.builder.insert_element(undefined, value, ir.Constant(lane, 0))
-        mask = ir.Constant(ir.VectorType(lane, self.n_lanes), [0] * self.n_lanes)
-        return self.builder.shuffle_vector(first, undefined, mask)
-
-    def masks(self, n_items: Any) -> list[Any]:
-        """For each vector of a row, which of its lanes are among the first items."""
-        kind, count = ir.VectorType(ir.IntType(32), self.n_lanes), range(self.n_lanes)
-        limit = self.everywhere(self.builder.trunc(n_items, ir.IntType(32)))
-        firsts = range(0, self.n_vectors * self.n_lanes, self.n_lanes)
-        lanes = [ir.Constant(kind, [first + k for k in count]) for first in firsts]
-        return [self.builder.icmp_signed("<", lane, limit) for lane in lanes]
-
-    def load_row(self, row: Any, masks: list[Any] | None = None) -> list[Any]:
-        if masks is not None:
-            nothing = ir.Constant(self.vector, [ir.Constant(self.real, 0.0)] * self.n_lanes)
-            places = zip(self._vectors(row), masks, strict=True)
-            return [self._masked("load", self.vector, [p, mask, nothing]) for p, mask in places]
-        loaded = [self.builder.load(place) for place in self._vectors(row)]
-        for value in loaded:
-            value.align = self.item_bytes
-        return loaded
-
-    def store_row(self, values: list[Any], row: Any, masks: list[Any] | None = None) -> None:
-        for k, (value, place) in enumerate(zip(values, self._vectors(row), strict=True)):
-            if masks is not None:
-                self._masked("store", ir.VoidType(), [value, place, masks[k]])
-            else:
-                self.builder.store(value, place).align = self.item_bytes
-
-    def prefetch(self, row: Any, *, is_written: bool) -> None:
-        builder, byte, number = self.builder, ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # The last vector may end in a line of its own.
-        ends = [(self.n_vectors * VECTOR_BYTES) - 1]
-        for at in [*range(0, self.n_vectors * VECTOR_BYTES, VECTOR_BYTES), *ends]:
-            place = builder.gep(self._as(row, ir.IntType(8)), [ir.Constant(ir.IntType(64), at)])
-            into_all_caches = is_data = 1
-            options = int(is_written), 3 * into_all_caches, is_data
-            builder.call(function, [place, *(ir.Constant(number, k) for k in options)])
-
-    def _masked(self, name: str, returned: Any, arguments: list[Any]) -> Any:
-        place = next(k for k, x in enumerate(arguments) if isinstance(x.type, ir.PointerType))
-        align = ir.Constant(ir.IntType(32), self.item_bytes)
-        arguments = [*arguments[: place + 1], align, *arguments[place + 1 :]]
-        kind = ir.FunctionType(returned, [x.type for x in arguments])
-        name = f"llvm.masked.{name}.v{self.n_lanes}f{8 * self.item_bytes}.p0"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, arguments)
-
-    def _vectors(self, row: Any) -> list[Any]:
-        first, kind = self._as(row, self.vector), ir.IntType(64)
-        return [self.builder.gep(first, [ir.Constant(kind, k)]) for k in range(self.n_vectors)]
-
-    def _as(self, pointer: Any, kind: Any) -> Any:
-        return self.builder.bitcast(pointer, kind.as_pointer())
+    return add

@@ -6,8 +6,9 @@ Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden uni
 import numpy as np
 
 from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.lane_code import VECTOR_BYTES
 from scvi_dist.kernels.math import log1p
-from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_rows
+from scvi_dist.kernels.row_lanes import add_rows
 
 
 @compiled()
