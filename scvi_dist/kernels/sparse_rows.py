@@ -5,7 +5,7 @@ Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden uni
 
 import numpy as np
 
-from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.compiled import compiled, part
 from scvi_dist.kernels.lane_code import VECTOR_BYTES
 from scvi_dist.kernels.math import log1p
 from scvi_dist.kernels.row_lanes import add_rows
@@ -22,6 +22,13 @@ _VECTORS = 8
 """Of sums in registers: a whole row of the usual 128 float32 units."""
 _add_many, _add_one = add_rows(_VECTORS), add_rows(1)
 
+MOST_BYTES = 4 * 1024 * 1024
+"""Of a dense matrix whose rows are taken in any order. Of a larger one ..."""
+BLOCK_BYTES = 256 * 1024
+"""... these are multiplied before others are, and stay in the cache meanwhile."""
+_COLUMNS = 512
+"""Whose entries are placed at once: the places are in the cache."""
+
 
 @compiled()
 def multiply_rows(
@@ -35,23 +42,48 @@ def multiply_rows(
 ) -> None:
     """Fill the rows ``start … stop`` of ``out_nh`` with sparse rows times ``matrix_kh``.
 
-    Both are contiguous, and of the type of the values.
+    Both are contiguous, and of the type of the values. Entries are added in the order that they
+    have in their row. Large matrices are gone through block by block, which is as fast as it can
+    be where the columns of a row are in order.
     """
-    h = matrix_kh.shape[1]
+    (k, h), n_bytes = matrix_kh.shape, matrix_kh.size * matrix_kh.itemsize
     lanes = VECTOR_BYTES // matrix_kh.itemsize
     many, ones = h - h % (_VECTORS * lanes), h - h % lanes
-    zeros = np.zeros(_VECTORS * lanes, matrix_kh.dtype)
-    for n in range(start, stop):
-        first, end, at = indptr[n], indptr[n + 1], n * h
-        for a in range(0, many, _VECTORS * lanes):
-            _add_many(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
-        for a in range(many, ones, lanes):
-            _add_one(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
-        for a in range(ones, h):
-            total = zeros[0]
-            for entry in range(first, end):
-                total += values[entry] * matrix_kh[indices[entry], a]
-            out_nh[n, a] = total
+    n_blocks = 1 if n_bytes <= MOST_BYTES else -(-n_bytes // BLOCK_BYTES)
+    begins = indptr[start:stop].copy()
+    zeros = np.zeros((1, h), matrix_kh.dtype)
+    for block in range(n_blocks):
+        limit = k * (block + 1) // n_blocks
+        before = zeros if block == 0 else out_nh
+        for n in range(start, stop):
+            first, end, at = begins[n - start], indptr[n + 1], n * h
+            if block + 1 < n_blocks:
+                end = _first_from(limit, indices, first, end)
+                begins[n - start] = end
+            old = 0 if block == 0 else at
+            for a in range(0, many, _VECTORS * lanes):
+                _add_many(
+                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
+                )
+            for a in range(many, ones, lanes):
+                _add_one(
+                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
+                )
+            for a in range(ones, h):
+                total = before[old // h, a]
+                for entry in range(first, end):
+                    total += values[entry] * matrix_kh[indices[entry], a]
+                out_nh[n, a] = total
+
+
+@part()
+def _first_from(limit: int, indices: np.ndarray, first: int, end: int) -> int:
+    """The first entry of a span whose column is not below the limit; else the end."""
+    # Indices that may be negative take longer, here and below.
+    entry, last = np.uintp(first), np.uintp(end)
+    while entry < last and indices[entry] < limit:
+        entry += np.uintp(1)
+    return np.int64(entry)
 
 
 @compiled()
@@ -69,21 +101,40 @@ def transpose(
     ``indptr``, ``indices`` and ``values`` are of the transposed matrix.
     """
     starts[:] = 0
-    for entry in range(indptr[0], indptr[-1]):
-        starts[indices[entry] + 1] += 1
+    for entry in range(np.uintp(indptr[0]), np.uintp(indptr[-1])):
+        starts[np.uintp(indices[entry]) + np.uintp(1)] += 1
     # While entries are placed, each column's end is where its next entry goes.
-    total = 0
+    total, n_columns = 0, starts.size - 1
     for k in range(1, starts.size):
         count = starts[k]
         starts[k] = total
         total += count
+    begins = indptr[:-1].copy()
+    step = _COLUMNS if _are_sorted(indptr, indices) else n_columns
+    for limit in range(step, n_columns + step, step):
+        for n in range(begins.size):
+            entry, last = np.uintp(begins[n]), np.uintp(indptr[n + 1])
+            while entry < last and indices[entry] < limit:
+                column = np.uintp(indices[entry]) + np.uintp(1)
+                place = np.uintp(starts[column])
+                starts[column] = place + np.uintp(1)
+                rows[place] = n
+                sorted_values[place] = values[entry]
+                entry += np.uintp(1)
+            begins[n] = entry
+
+
+@part()
+def _are_sorted(indptr: np.ndarray, indices: np.ndarray) -> bool:
+    """Whether the columns of each row ascend."""
     for n in range(indptr.size - 1):
-        for entry in range(indptr[n], indptr[n + 1]):
-            column = indices[entry] + 1
-            place = starts[column]
-            starts[column] = place + 1
-            rows[place] = n
-            sorted_values[place] = values[entry]
+        row = indices[indptr[n] : indptr[n + 1]]
+        n_falls = 0
+        for i in range(row.size - 1):
+            n_falls += row[i + 1] < row[i]
+        if n_falls:
+            return False
+    return True
 
 
 @compiled()
