@@ -3,6 +3,8 @@
 Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden units.
 """
 
+from typing import Any
+
 import numpy as np
 
 from scvi_dist.kernels.compiled import compiled, part
@@ -77,7 +79,7 @@ def multiply_rows(
 
 
 @part()
-def _first_from(limit: int, indices: np.ndarray, first: int, end: int) -> int:
+def _first_from(limit: int, indices: np.ndarray, first: int, end: int) -> Any:
     """The first entry of a span whose column is not below the limit; else the end."""
     # Indices that may be negative take longer, here and below.
     entry, last = np.uintp(first), np.uintp(end)
@@ -113,15 +115,15 @@ def transpose(
     step = _COLUMNS if _are_sorted(indptr, indices) else n_columns
     for limit in range(step, n_columns + step, step):
         for n in range(begins.size):
-            entry, last = np.uintp(begins[n]), np.uintp(indptr[n + 1])
-            while entry < last and indices[entry] < limit:
-                column = np.uintp(indices[entry]) + np.uintp(1)
+            i, last = np.uintp(begins[n]), np.uintp(indptr[n + 1])
+            while i < last and indices[i] < limit:
+                column = np.uintp(indices[i]) + np.uintp(1)
                 place = np.uintp(starts[column])
                 starts[column] = place + np.uintp(1)
                 rows[place] = n
-                sorted_values[place] = values[entry]
-                entry += np.uintp(1)
-            begins[n] = entry
+                sorted_values[place] = values[i]
+                i += np.uintp(1)
+            begins[n] = i
 
 
 @part()
