@@ -90,34 +90,53 @@ def _first_from(limit: int, indices: np.ndarray, first: int, end: int) -> Any:
 
 @compiled()
 def transpose(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,
-    starts: np.ndarray,
-    rows: np.ndarray,
-    sorted_values: np.ndarray,
+    columns: tuple[int, int],
+    csr: tuple[np.ndarray, np.ndarray, np.ndarray],
+    are_sorted: bool,
+    transposed: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     """Sort entries by column, those of a column in the order of the rows.
 
-    ``starts`` (int64, one more than columns), ``rows`` and ``sorted_values`` become what
-    ``indptr``, ``indices`` and ``values`` are of the transposed matrix.
+    Parameters
+    ----------
+    columns
+        First and one after the last of those that are wanted: all, where rows are not sorted.
+    csr
+        ``indptr``, ``indices`` and values.
+    are_sorted
+        See :func:`are_sorted`.
+    transposed
+        ``starts`` (int64, one more than the wanted columns), ``rows`` and values: become what the
+        arrays of ``csr`` are, of the transposed matrix. Of the last two, the places that are for
+        these columns are filled.
     """
+    (a, b), (indptr, indices, values) = columns, csr
+    starts, rows, sorted_values = transposed
+    begins, ends = indptr[:-1].copy(), indptr[1:].copy()
+    total = 0
+    if are_sorted:
+        for n in range(begins.size):
+            row = indices[indptr[n] : indptr[n + 1]]
+            ends[n] = begins[n] + np.searchsorted(row, b)
+            begins[n] += np.searchsorted(row, a)
+            total += begins[n] - indptr[n]
     starts[:] = 0
-    for entry in range(np.uintp(indptr[0]), np.uintp(indptr[-1])):
-        starts[np.uintp(indices[entry]) + np.uintp(1)] += 1
+    next_column = np.uintp(1) - np.uintp(a)
+    for n in range(begins.size):
+        for entry in range(np.uintp(begins[n]), np.uintp(ends[n])):
+            starts[np.uintp(indices[entry]) + next_column] += 1
     # While entries are placed, each column's end is where its next entry goes.
-    total, n_columns = 0, starts.size - 1
+    starts[0] = total
     for k in range(1, starts.size):
         count = starts[k]
         starts[k] = total
         total += count
-    begins = indptr[:-1].copy()
-    step = _COLUMNS if _are_sorted(indptr, indices) else n_columns
-    for limit in range(step, n_columns + step, step):
+    step = _COLUMNS if are_sorted else b - a
+    for limit in range(a + step, b + step, step):
         for n in range(begins.size):
-            i, last = np.uintp(begins[n]), np.uintp(indptr[n + 1])
+            i, last = np.uintp(begins[n]), np.uintp(ends[n])
             while i < last and indices[i] < limit:
-                column = np.uintp(indices[i]) + np.uintp(1)
+                column = np.uintp(indices[i]) + next_column
                 place = np.uintp(starts[column])
                 starts[column] = place + np.uintp(1)
                 rows[place] = n
@@ -126,8 +145,8 @@ def transpose(
             begins[n] = i
 
 
-@part()
-def _are_sorted(indptr: np.ndarray, indices: np.ndarray) -> bool:
+@compiled()
+def are_sorted(indptr: np.ndarray, indices: np.ndarray) -> bool:
     """Whether the columns of each row ascend."""
     for n in range(indptr.size - 1):
         row = indices[indptr[n] : indptr[n + 1]]

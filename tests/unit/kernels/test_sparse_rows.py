@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scvi_dist.kernels.sparse_rows import MOST_BYTES, multiply_rows, transpose
+from scvi_dist.kernels.sparse_rows import MOST_BYTES, are_sorted, multiply_rows, transpose
 
 N, G = 9, 1_300
 
@@ -46,13 +46,19 @@ def test_large_matrices_are_multiplied_in_the_order_of_the_entries(
     assert np.abs(out_nh - dense_ng @ matrix_gh).max() < {"float32": 1e-4, "float64": 1e-12}[real]
 
 
-@pytest.mark.parametrize("is_sorted", [True, False])
-def test_entries_of_a_column_are_in_the_order_of_the_rows(is_sorted: bool) -> None:
-    indptr, indices, values = rows(np.random.default_rng(1), G, "float32", is_sorted)
-    starts, of_rows = np.empty(G + 1, np.int64), np.empty(len(indices), np.int32)
-    sorted_values = np.empty_like(values)
-    transpose(indptr, indices, values, starts, of_rows, sorted_values)
-    order = np.argsort(indices, kind="stable")
-    assert np.array_equal(starts, np.searchsorted(indices[order], np.arange(G + 1)))
-    assert np.array_equal(of_rows, np.repeat(np.arange(N), np.diff(indptr))[order])
-    assert np.array_equal(sorted_values, values[order])
+@pytest.mark.parametrize("columns", [(0, G), (0, 700), (700, G)])
+def test_entries_of_a_column_are_in_the_order_of_the_rows(columns: tuple[int, int]) -> None:
+    a, b = columns
+    for is_sorted in (True, False) if columns == (0, G) else (True,):
+        csr = indptr, indices, values = rows(np.random.default_rng(1), G, "float32", is_sorted)
+        assert are_sorted(indptr, indices) == is_sorted
+        starts, of_rows = np.empty(b - a + 1, np.int64), np.full(len(indices), -1, np.int32)
+        sorted_values = np.full_like(values, np.nan)
+        transpose(columns, csr, is_sorted, (starts, of_rows, sorted_values))
+        order = np.argsort(indices, kind="stable")
+        assert np.array_equal(starts, np.searchsorted(indices[order], np.arange(a, b + 1)))
+        wanted = slice(starts[0], starts[-1])
+        seen = np.repeat(np.arange(N), np.diff(indptr))[order]
+        assert np.array_equal(of_rows[wanted], seen[wanted])
+        assert np.array_equal(sorted_values[wanted], values[order][wanted])
+        assert (of_rows < 0).sum() == len(indices) - (wanted.stop - wanted.start)
