@@ -164,7 +164,10 @@ class _Evaluation:
         is_first = True
         for name, head in self.p.heads:
             seen_rh = head.seen(slope_rh)
-            if is_first and seen_rh.shape == slope_rh.shape:
+            if self.p.zeros_are_cut and self._takes_active(head):
+                given = head.weight_gh.t().numpy(), mine[name].numpy()
+                part.products.slopes((a, b), head.units, *given, slope_rh.numpy(), is_first)
+            elif is_first and seen_rh.shape == slope_rh.shape:
                 torch.mm(mine[name], head.weight_gh, out=slope_rh)
             else:
                 if is_first:

@@ -77,6 +77,9 @@ class CountProblem:
     """... of those of each kind of cells. A Poisson law has neither."""
     group_n: Tensor | None
     """int64: the kind of each cell; of one kind where None."""
+    zeros_are_cut: bool = False
+    """Whether hidden units that are zero were cut off there, as by a ReLU: what comes before it has
+    no derivative there, so that the one by such a unit need not be known, and may be given as 0."""
 
     @property
     def heads(self) -> Iterator[tuple[str, Head]]:

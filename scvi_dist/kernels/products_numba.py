@@ -29,19 +29,38 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
 
     Each place is summed in the order of the rows, however many threads there are.
     """
-    slope_nh, entries = slope_nh.contiguous(), len(x.data)
-    starts = _SPACE.array("starts", (x.n_genes + 1,), np.int64)
+    slope_nh, (entries, g), h = slope_nh.contiguous(), (len(x.data), x.n_genes), slope_nh.shape[1]
+    csr = x.indptr.numpy(), x.indices.numpy(), x.data.numpy()
     rows = _SPACE.array("rows", (entries,), np.int32)
     values = _SPACE.array("values", (entries,), slope_nh.numpy().dtype)
-    sparse_rows.transpose(x.indptr.numpy(), x.indices.numpy(), x.data.numpy(), starts, rows, values)
-    _multiply((starts, rows, values), slope_nh, gradient_gh)
+    are_sorted = sparse_rows.are_sorted(*csr[:2])
+    spans = _spans(g, entries * h) if are_sorted else [(0, g)]
+    # One more than the columns of each span, and no two begin at the same place.
+    starts = _SPACE.array("starts", (g + len(spans),), np.int64)
+    parts = [starts[a + k : b + k + 1] for k, (a, b) in enumerate(spans)]
+
+    def scatter_columns(k: int) -> None:
+        transposed = parts[k], rows, values
+        sparse_rows.transpose(spans[k], csr, are_sorted, transposed)
+        if are_sorted:
+            a, b = spans[k]
+            dense = slope_nh.numpy(), gradient_gh.numpy()[a:b]
+            sparse_rows.multiply_rows(0, b - a, *transposed, *dense)
+
+    threads.run([partial(scatter_columns, k) for k in range(len(spans))])
+    if not are_sorted:
+        _multiply((starts, rows, values), slope_nh, gradient_gh)
 
 
 def _multiply(csr: tuple[np.ndarray, ...], matrix_kh: Tensor, out_nh: Tensor) -> None:
-    n_products = len(csr[1]) * matrix_kh.shape[1]
-    spans = threads.cuts(0, len(out_nh), threads.n_parts(n_products, LEAST_PRODUCTS_OF_PART))
     arrays = *csr, matrix_kh.numpy(), out_nh.numpy()
+    spans = _spans(len(out_nh), len(csr[1]) * matrix_kh.shape[1])
     threads.run([partial(sparse_rows.multiply_rows, *ab, *arrays) for ab in spans])
+
+
+def _spans(n: int, n_products: int) -> list[tuple[int, int]]:
+    """The rows of a product for each thread."""
+    return threads.cuts(0, n, threads.n_parts(n_products, LEAST_PRODUCTS_OF_PART))
 
 
 def log1p(x: SparseCounts) -> SparseCounts:

@@ -3,11 +3,14 @@
 Axis suffixes: ``n`` cells, ``g`` columns of the sparse matrix, ``h`` hidden units.
 """
 
+from typing import Any
+
 import numpy as np
 
-from scvi_dist.kernels.compiled import compiled
+from scvi_dist.kernels.compiled import compiled, part
+from scvi_dist.kernels.lane_code import VECTOR_BYTES
 from scvi_dist.kernels.math import log1p
-from scvi_dist.kernels.row_lanes import VECTOR_BYTES, add_rows
+from scvi_dist.kernels.row_lanes import add_rows
 
 
 @compiled()
@@ -20,6 +23,13 @@ def log1p_entries(x: np.ndarray, y: np.ndarray) -> None:
 _VECTORS = 8
 """Of sums in registers: a whole row of the usual 128 float32 units."""
 _add_many, _add_one = add_rows(_VECTORS), add_rows(1)
+
+MOST_BYTES = 4 * 1024 * 1024
+"""Of a dense matrix whose rows are taken in any order. Of a larger one ..."""
+BLOCK_BYTES = 256 * 1024
+"""... these are multiplied before others are, and stay in the cache meanwhile."""
+_COLUMNS = 512
+"""Whose entries are placed at once: the places are in the cache."""
 
 
 @compiled()
@@ -34,55 +44,118 @@ def multiply_rows(
 ) -> None:
     """Fill the rows ``start … stop`` of ``out_nh`` with sparse rows times ``matrix_kh``.
 
-    Both are contiguous, and of the type of the values.
+    Both are contiguous, and of the type of the values. Entries are added in the order that they
+    have in their row. Large matrices are gone through block by block, which is as fast as it can
+    be where the columns of a row are in order.
     """
-    h = matrix_kh.shape[1]
+    (k, h), n_bytes = matrix_kh.shape, matrix_kh.size * matrix_kh.itemsize
     lanes = VECTOR_BYTES // matrix_kh.itemsize
     many, ones = h - h % (_VECTORS * lanes), h - h % lanes
-    zeros = np.zeros(_VECTORS * lanes, matrix_kh.dtype)
-    for n in range(start, stop):
-        first, end, at = indptr[n], indptr[n + 1], n * h
-        for a in range(0, many, _VECTORS * lanes):
-            _add_many(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
-        for a in range(many, ones, lanes):
-            _add_one(out_nh, at + a, zeros, 0, matrix_kh, a, h, indices, values, first, end)
-        for a in range(ones, h):
-            total = zeros[0]
-            for entry in range(first, end):
-                total += values[entry] * matrix_kh[indices[entry], a]
-            out_nh[n, a] = total
+    n_blocks = 1 if n_bytes <= MOST_BYTES else -(-n_bytes // BLOCK_BYTES)
+    begins = indptr[start:stop].copy()
+    zeros = np.zeros((1, h), matrix_kh.dtype)
+    for block in range(n_blocks):
+        limit = k * (block + 1) // n_blocks
+        before = zeros if block == 0 else out_nh
+        for n in range(start, stop):
+            first, end, at = begins[n - start], indptr[n + 1], n * h
+            if block + 1 < n_blocks:
+                end = _first_from(limit, indices, first, end)
+                begins[n - start] = end
+            old = 0 if block == 0 else at
+            for a in range(0, many, _VECTORS * lanes):
+                _add_many(
+                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
+                )
+            for a in range(many, ones, lanes):
+                _add_one(
+                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
+                )
+            for a in range(ones, h):
+                total = before[old // h, a]
+                for entry in range(first, end):
+                    total += values[entry] * matrix_kh[indices[entry], a]
+                out_nh[n, a] = total
+
+
+@part()
+def _first_from(limit: int, indices: np.ndarray, first: int, end: int) -> Any:
+    """The first entry of a span whose column is not below the limit; else the end."""
+    # Indices that may be negative take longer, here and below.
+    entry, last = np.uintp(first), np.uintp(end)
+    while entry < last and indices[entry] < limit:
+        entry += np.uintp(1)
+    return np.int64(entry)
 
 
 @compiled()
 def transpose(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,
-    starts: np.ndarray,
-    rows: np.ndarray,
-    sorted_values: np.ndarray,
+    columns: tuple[int, int],
+    csr: tuple[np.ndarray, np.ndarray, np.ndarray],
+    are_sorted: bool,
+    transposed: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     """Sort entries by column, those of a column in the order of the rows.
 
-    ``starts`` (int64, one more than columns), ``rows`` and ``sorted_values`` become what
-    ``indptr``, ``indices`` and ``values`` are of the transposed matrix.
+    Parameters
+    ----------
+    columns
+        First and one after the last of those that are wanted: all, where rows are not sorted.
+    csr
+        ``indptr``, ``indices`` and values.
+    are_sorted
+        See :func:`are_sorted`.
+    transposed
+        ``starts`` (int64, one more than the wanted columns), ``rows`` and values: become what the
+        arrays of ``csr`` are, of the transposed matrix. Of the last two, the places that are for
+        these columns are filled.
     """
-    starts[:] = 0
-    for entry in range(indptr[0], indptr[-1]):
-        starts[indices[entry] + 1] += 1
-    # While entries are placed, each column's end is where its next entry goes.
+    (a, b), (indptr, indices, values) = columns, csr
+    starts, rows, sorted_values = transposed
+    begins, ends = indptr[:-1].copy(), indptr[1:].copy()
     total = 0
+    if are_sorted:
+        for n in range(begins.size):
+            row = indices[indptr[n] : indptr[n + 1]]
+            ends[n] = begins[n] + np.searchsorted(row, b)
+            begins[n] += np.searchsorted(row, a)
+            total += begins[n] - indptr[n]
+    starts[:] = 0
+    next_column = np.uintp(1) - np.uintp(a)
+    for n in range(begins.size):
+        for entry in range(np.uintp(begins[n]), np.uintp(ends[n])):
+            starts[np.uintp(indices[entry]) + next_column] += 1
+    # While entries are placed, each column's end is where its next entry goes.
+    starts[0] = total
     for k in range(1, starts.size):
         count = starts[k]
         starts[k] = total
         total += count
+    step = _COLUMNS if are_sorted else b - a
+    for limit in range(a + step, b + step, step):
+        for n in range(begins.size):
+            i, last = np.uintp(begins[n]), np.uintp(ends[n])
+            while i < last and indices[i] < limit:
+                column = np.uintp(indices[i]) + next_column
+                place = np.uintp(starts[column])
+                starts[column] = place + np.uintp(1)
+                rows[place] = n
+                sorted_values[place] = values[i]
+                i += np.uintp(1)
+            begins[n] = i
+
+
+@compiled()
+def are_sorted(indptr: np.ndarray, indices: np.ndarray) -> bool:
+    """Whether the columns of each row ascend."""
     for n in range(indptr.size - 1):
-        for entry in range(indptr[n], indptr[n + 1]):
-            column = indices[entry] + 1
-            place = starts[column]
-            starts[column] = place + 1
-            rows[place] = n
-            sorted_values[place] = values[entry]
+        row = indices[indptr[n] : indptr[n + 1]]
+        n_falls = 0
+        for i in range(row.size - 1):
+            n_falls += row[i + 1] < row[i]
+        if n_falls:
+            return False
+    return True
 
 
 @compiled()

@@ -6,12 +6,24 @@ from typing import Any
 
 import numpy as np
 
+LINE_BYTES = 64
+"""Of the processor's cache."""
 _MOST_GIVEN = 256
 """Shapes that are remembered: those of sparse minibatches are many."""
 
 
+def aligned(n: int, dtype: Any) -> np.ndarray:
+    """An uninitialised array ``[n]`` that begins where a line of the cache does."""
+    n_bytes = n * np.dtype(dtype).itemsize
+    room = np.empty(n_bytes + LINE_BYTES, np.uint8)
+    first = -room.ctypes.data % LINE_BYTES
+    return room[first : first + n_bytes].view(dtype)
+
+
 class Workspace(threading.local):
     """Uninitialised arrays by name, each as large as it ever had to be.
+
+    They begin where a line of the cache does: else each vector that is read or written lies in two.
 
     Fresh memory is handed out by the system page by page, which costs as much as filling it.
     """
@@ -31,6 +43,6 @@ class Workspace(threading.local):
             # What was given before may be of the array that is replaced.
             self._given.clear()
         if held is None or held.size < n:
-            held = self._arrays[key] = np.empty(n, dtype=dtype)
+            held = self._arrays[key] = aligned(n, dtype)
         given = self._given[name, shape, dtype] = held[:n].reshape(shape)
         return given

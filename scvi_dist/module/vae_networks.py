@@ -22,6 +22,7 @@ from scvi_dist.module.library import observed_library
 from scvi_dist.module.likelihoods import Decoded
 from scvi_dist.module.vae_args import VAEArgs
 from scvi_dist.nn import DecoderSCVI, Embedding, Encoder, one_hot
+from scvi_dist.nn.fc_layers import cuts_at_zero
 
 
 class VAENetworks(BaseModule):
@@ -366,4 +367,5 @@ class VAENetworks(BaseModule):
             dispersion=Head.of(decoder.px_r_decoder) if by_cell else None,
             log_theta_tg=log_theta,
             group_n=group,
+            zeros_are_cut=cuts_at_zero(decoder.px_decoder),
         )

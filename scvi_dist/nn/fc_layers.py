@@ -274,3 +274,17 @@ def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:
     if isinstance(norm, SyncedBatchNorm1d):
         return norm(x)
     return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def cuts_at_zero(layers: nn.Module) -> bool:
+    """Whether what is before units that are zero has no derivative by them: a ReLU, or dropout.
+
+    Not so where hooks may change the units, or see derivatives by them.
+    """
+    if type(layers) is not FCLayers:
+        return False
+    last = layers.fc_layers[-1]
+    parts = [layers, layers.fc_layers, last, *last]
+    hooks = (h for p in parts for h in (p._forward_hooks, p._backward_hooks, p._backward_pre_hooks))
+    kinds = tuple(map(type, last))
+    return any(kinds[-len(tail) :] == tail for tail in _WHOLE) and not any(hooks)

@@ -41,6 +41,31 @@ def test_logits_and_gradients_are_products(n: int, h: int, g: int, seed: int, re
     truth = 2 * part.T @ slope_ng[first_row:, first_gene:]
     assert np.abs(gradient_hg[:, first_gene:] - truth).max() < limit
     assert np.isnan(gradient_hg[:, :first_gene]).all()
+    slope_rh = np.full((n - first_row, h), np.nan, real)
+    for is_new in (True, False):
+        weights = weight_hg[first_unit:], slope_ng[first_row:]
+        products.slopes(rows, seen, *weights, slope_rh, is_new)
+    truth = np.zeros((n - first_row, h))
+    truth[:, first_unit:] = 2 * (slope_ng[first_row:] @ weight_hg[first_unit:].T) * (part != 0)
+    assert np.abs(slope_rh - truth).max() < TOLERANCE[real] * (1 + g)
+    assert not slope_rh[hidden_nh[first_row:] == 0].any()
+
+
+def test_products_are_the_same_every_time_and_wherever_rows_begin() -> None:
+    rng = np.random.default_rng(0)
+    hidden_nh, weight_hg = units(rng, 70, 130, "float32"), rng.normal(size=(130, 331))
+    weight_hg, bias_g = weight_hg.astype(np.float32), np.zeros(331, np.float32)
+    products = ActiveProducts(Workspace(), "0", hidden_nh)
+
+    def logits(first: int, stop: int) -> np.ndarray:
+        room = np.full((stop - first) * 331 + 1, np.nan, np.float32)
+        out_rg = room[first % 2 : first % 2 + room.size - 1].reshape(-1, 331)
+        products.logits((first, stop), (0, 130), weight_hg, bias_g, out_rg)
+        return out_rg
+
+    whole = logits(0, 70)
+    assert np.array_equal(whole, logits(0, 70))
+    assert np.array_equal(whole[33:50], logits(33, 50))
 
 
 @pytest.mark.parametrize("real", TOLERANCE)

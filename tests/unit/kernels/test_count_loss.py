@@ -242,3 +242,25 @@ def test_kernels_give_the_same_answers() -> None:
         case = varied(Case(n=40, g=200, dispersion="group"), law=law)
         apart = distances(fused(case, "numba"), fused(case, "torch"))
         assert max(apart.values()) < 1e-5, apart
+
+
+@each_kernel
+@pytest.mark.parametrize("by_unit", [True, False])
+@pytest.mark.parametrize("law", LAWS)
+def test_derivatives_by_units_that_were_cut_may_be_left_out(
+    law: str, by_unit: bool, kernel: str
+) -> None:
+    case = Case(law=law, dispersion="cell", n=70, g=300, h=140, by_unit=by_unit)
+    expected, found = Expected(70, 0.5), {}
+    for are_cut in (False, True):
+        p = leaves(case, torch.float32)
+        problem = replace(problem_of(case, p), zeros_are_cut=are_cut)
+        count_loss(problem, KERNELS[kernel]().count_loss, expected).sum().backward()
+        found[are_cut] = {name: value.grad for name, value in p.items()}
+    is_active = leaves(case, torch.float32)["hidden"] != 0
+    for name, value in found[False].items():
+        seen = found[True][name]
+        if name == "hidden":
+            assert torch.isfinite(seen).all()
+            value, seen = value * is_active, seen * is_active
+        torch.testing.assert_close(seen, value, rtol=1e-4, atol=float(value.abs().max()) * 1e-5)

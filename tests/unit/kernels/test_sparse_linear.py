@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scvi_dist.batch import SparseCounts
 from scvi_dist.errors import ConfigError
 from scvi_dist.kernels import products_numba
 from scvi_dist.kernels.choice import KERNELS, checked_name, kernel_for
@@ -86,12 +88,17 @@ def test_gradients_of_the_layer_are_exact(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("is_sorted", [True, False])
 def test_gradients_do_not_depend_on_the_threads(
-    n_threads: int, monkeypatch: pytest.MonkeyPatch
+    is_sorted: bool, n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products_numba, "LEAST_PRODUCTS_OF_PART", 1)
     implementation = kernel_for(torch.device("cpu"), "numba")
-    columns = SparseColumns(sparse(counts(50, 30)), None, implementation)
+    x = sparse(counts(50, 30))
+    if not is_sorted:
+        order = torch.cat([torch.arange(a, b).flip(0) for a, b in pairwise(x.indptr.tolist())])
+        x = SparseCounts(x.indptr, x.indices[order], x.data[order], x.n_genes)
+    columns = SparseColumns(x, None, implementation)
     layer = torch.nn.Linear(30, 37)
     alone = gradients(layer, columns.linear(layer.weight, layer.bias))
     alone = [value.clone() for value in alone]

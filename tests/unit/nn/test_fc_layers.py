@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from scvi_dist.errors import ConfigError
 from scvi_dist.nn import FCLayers, one_hot
+from scvi_dist.nn.fc_layers import cuts_at_zero
 
 N = 11
 
@@ -104,3 +105,30 @@ def test_indicators_are_torchs(n_categories: int) -> None:
         assert torch.equal(encoded, expected.double())
     with pytest.raises((RuntimeError, IndexError)):
         one_hot(torch.tensor([[n_categories]]), n_categories)
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+@pytest.mark.parametrize("training", [True, False])
+def test_derivatives_by_units_that_were_cut_do_not_matter(
+    dropout_rate: float, training: bool
+) -> None:
+    torch.manual_seed(0)
+    layers = FCLayers(4, 6, n_layers=2, dropout_rate=dropout_rate).train(training)
+    assert cuts_at_zero(layers)
+    units, slopes = layers(torch.randn(N, 4)), torch.randn(N, 6)
+    assert (units == 0).any()
+    found = [
+        torch.autograd.grad(units, list(layers.parameters()), slope, retain_graph=True)
+        for slope in (slopes, slopes * (units != 0))
+    ]
+    assert all(map(torch.equal, *found))
+
+
+def test_it_is_known_which_units_are_cut() -> None:
+    assert not cuts_at_zero(FCLayers(4, 6, activation_fn=nn.Tanh))
+    assert not cuts_at_zero(FCLayers(4, 6, use_activation=False))
+    assert not cuts_at_zero(nn.Linear(4, 6))
+    for place in ("", "fc_layers.Layer 0", "fc_layers.Layer 0.3"):
+        layers = FCLayers(4, 6)
+        layers.get_submodule(place).register_forward_hook(lambda module, x, units: units - 1)
+        assert not cuts_at_zero(layers)
