@@ -20,6 +20,8 @@ EPS = 1e-8
 """Added to ``θ`` and ``μ`` inside logarithms, and the least count that is no zero; scvi-tools'."""
 MOST_FACTORS = 8.0
 """Whole counts up to here, nearly all, are done as products, others by gamma functions."""
+LARGEST_COUNT = 1e15
+"""Larger ones have an infinite loss under a negative binomial law."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -208,7 +210,8 @@ def _large_counts(work: np.ndarray, n: int) -> float:
         x = counts[k]
         if not (x <= MOST_FACTORS and x == math.floor(x)):
             places[m], larges[m], large_thetas[m] = k, x, thetas[k]
-            constant += log_gamma_plus_one(x)
+            # What differences leave of such a number is rounding: no loss is better than that.
+            constant += math.inf if x > LARGEST_COUNT else log_gamma_plus_one(x)
             m += 1
     # Nothing grows from 1 to 1 + 0.
     for k in range(m, n_padded(m)):

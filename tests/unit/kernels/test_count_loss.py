@@ -264,3 +264,15 @@ def test_derivatives_by_units_that_were_cut_may_be_left_out(
             assert torch.isfinite(seen).all()
             value, seen = value * is_active, seen * is_active
         torch.testing.assert_close(seen, value, rtol=1e-4, atol=float(value.abs().max()) * 1e-5)
+
+
+@pytest.mark.parametrize("law", ["nb", "zinb"])
+@pytest.mark.parametrize("count", [1e16, 1e20, 1e30, 3e38])
+def test_counts_that_no_number_can_hold_have_no_finite_loss(law: str, count: float) -> None:
+    """Training says which rows these are in, where it would learn from rounding errors."""
+    case = Case(law=law, n=3, g=6, h=3, density=1.0)
+    problem = problem_of(case, leaves(case, torch.float32)).detached()
+    entry = int(problem.counts.indptr[1])
+    problem.counts.data[entry] = count
+    found = KERNELS["numba"]().count_loss(problem, torch.ones(3), frozenset())
+    assert torch.isfinite(found.loss_n).tolist() == [True, False, True]
