@@ -97,7 +97,7 @@ def run(tasks: Sequence[Callable[[], None]]) -> None:
 class _Pool:
     """Threads that wait for tasks.
 
-    To hand one over takes a tenth of what it takes with the standard library's executors, whose
+    To hand one over takes half of what it takes with the standard library's executors, whose
     futures can do more than is needed here several times a minibatch.
     """
 
