@@ -44,8 +44,10 @@ class Lanes:
         data = array(self.context, self.builder, self.arguments[k]).data
         return data if at is None else self.builder.gep(data, [at])
 
-    def sums(self, initial: list[Any], span: Any, term: Callable[[Any], tuple[Any, Any]]) -> Any:
-        """``initial`` plus the terms of a span: a vector of one factor, and a row for each."""
+    def _loop(
+        self, span: Any, initial: list[Any], step: Callable[[Any, list[Any]], list[Any]]
+    ) -> list[Any]:
+        """What ``step`` makes of values, from the first to the last index of a span."""
         builder, (start, stop) = self.builder, span
         entry = builder.block
         head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "done"))
@@ -53,19 +55,33 @@ class Lanes:
         builder.position_at_end(head)
         i = builder.phi(start.type)
         i.add_incoming(start, entry)
-        sums = [builder.phi(self.vector) for _ in initial]
-        for total, value in zip(sums, initial, strict=True):
-            total.add_incoming(value, entry)
+        carried = [builder.phi(value.type) for value in initial]
+        for phi, value in zip(carried, initial, strict=True):
+            phi.add_incoming(value, entry)
         builder.cbranch(builder.icmp_signed("<", i, stop), body, end)
         builder.position_at_end(body)
-        factor, row = term(i)
-        for total, value in zip(sums, self.load_row(row), strict=True):
-            product = builder.fmul(factor, value, flags=("contract",))
-            total.add_incoming(builder.fadd(total, product, flags=("contract",)), body)
+        for phi, value in zip(carried, step(i, carried), strict=True):
+            phi.add_incoming(value, body)
         i.add_incoming(builder.add(i, ir.Constant(i.type, 1)), body)
         builder.branch(head)
         builder.position_at_end(end)
-        return sums
+        return carried
+
+    def sums(self, initial: list[Any], span: Any, term: Callable[[Any], tuple[Any, Any]]) -> Any:
+        """``initial`` plus the terms of a span: a vector of one factor, and a row for each."""
+
+        def step(i: Any, sums: list[Any]) -> list[Any]:
+            factor, row = term(i)
+            return [
+                self._fused(factor, value, total)
+                for total, value in zip(sums, self.load_row(row), strict=True)
+            ]
+
+        return self._loop(span, initial, step)
+
+    def _fused(self, one: Any, other: Any, total: Any) -> Any:
+        product = self.builder.fmul(one, other, flags=("contract",))
+        return self.builder.fadd(total, product, flags=("contract",))
 
     def add_dots(self, sums: Any, row: list[Any], span: Any, place: Callable[[Any], Any]) -> None:
         """Add to ``sums[i]`` the products of one row with others, summed in few lanes.
@@ -77,28 +93,21 @@ class Lanes:
         place
             Where the other row is.
         """
-        builder, (start, stop) = self.builder, span
-        entry = builder.block
-        head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "done"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = builder.phi(start.type)
-        i.add_incoming(start, entry)
-        builder.cbranch(builder.icmp_signed("<", i, stop), body, end)
-        builder.position_at_end(body)
-        total = None
-        for one, other in zip(row, self.load_row(place(i)), strict=True):
-            product = builder.fmul(one, other, flags=("contract",))
-            both = product if total is None else builder.fadd(total, product, flags=("contract",))
-            total = both
-        total = self._few_lanes(total)
-        into = builder.gep(self._as(sums, total.type), [i])
-        before = builder.load(into)
-        before.align = self.item_bytes
-        builder.store(builder.fadd(before, total), into).align = self.item_bytes
-        i.add_incoming(builder.add(i, ir.Constant(i.type, 1)), body)
-        builder.branch(head)
-        builder.position_at_end(end)
+        builder = self.builder
+
+        def step(i: Any, nothing: list[Any]) -> list[Any]:
+            (one, *ones), (other, *others) = row, self.load_row(place(i))
+            total = builder.fmul(one, other, flags=("contract",))
+            for one, other in zip(ones, others, strict=True):
+                total = self._fused(one, other, total)
+            total = self._few_lanes(total)
+            into = builder.gep(self._as(sums, total.type), [i])
+            before = builder.load(into)
+            before.align = self.item_bytes
+            builder.store(builder.fadd(before, total), into).align = self.item_bytes
+            return nothing
+
+        self._loop(span, [], step)
 
     def _few_lanes(self, total: Any) -> Any:
         """The sums of lanes that are far from each other, ``SUM_BYTES`` long."""

@@ -209,8 +209,7 @@ class VAE(VAENetworks):
         """Generative outputs with the loss of the counts in place of their law."""
         z, batch_index = given["z"], given["batch_index"]
         kernel = kernel_for(self.device, self.kernel)
-        covariates = batch_index, given["cont_covs"], given["cat_covs"]
-        units = self.decode_units(z, *covariates, kernel=kernel)
+        units = self.decode_units(z, batch_index, given["cont_covs"], given["cat_covs"], kernel)
         log_size = given["size_factor" if self.use_size_factor_key else "library"]
         problem = self.count_problem(batch.x, units, log_size, batch_index, given["y"])
         expected = Expected(batch.n_real, 1.0 / max(batch.n_real, 1))
@@ -301,13 +300,7 @@ class VAE(VAENetworks):
         return scale, torch.exp(log_size) * scale
 
     def decode_mean(self, tensors: Tensors, transform_batch: int | None = None) -> Distribution:
-        """The law of the counts at the posterior mean: nothing is drawn.
-
-        Parameters
-        ----------
-        transform_batch
-            Decode all cells as if they were of this batch; their own where None.
-        """
+        """The law of the counts at the posterior mean, as in one batch or in each cell's own."""
         _, generated = self.forward(
             tensors,
             inference_kwargs={"use_mean": True},

@@ -21,9 +21,13 @@ from scvi_dist.module.base import LossOutput, Tensors
 from scvi_dist.module.fused import has_kernels, takes
 from scvi_dist.module.library import observed_library
 from scvi_dist.module.vae_networks import VAENetworks
+from scvi_dist.nn import DecoderSCVI, Encoder, FCLayers
 from scvi_dist.nn.whole_layers import Gradients, WholeLayers
 
-_GOES_THROUGH = ("__call__", "forward", "inference", "generative", "loss", "_drawn", "_fused")
+_GOES_THROUGH = (
+    *("__call__", "forward", "inference", "generative", "loss"),
+    *("decode_units", "_drawn", "_fused", "_reconstruction_loss"),
+)
 """Methods that the loss of a module goes through otherwise."""
 
 
@@ -50,6 +54,9 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
         return False
     if kernel_for(module.device, module.kernel).passes is None or _has_hooks(module):
         return False
+    parts = encoder, encoder.encoder, decoder, decoder.px_decoder
+    if tuple(map(type, parts)) != (Encoder, FCLayers, DecoderSCVI, FCLayers):
+        return False
     # The weights of others may be computed from parameters.
     linears = (encoder.mean_encoder, encoder.var_encoder, *decoder.gene_heads)
     if any(type(linear) is not nn.Linear for linear in linears):
@@ -64,7 +71,9 @@ def _has_hooks(module: VAENetworks) -> bool:
         return True
     encoder, decoder = module.z_encoder, module.decoder
     parts: tuple[nn.Module, ...] = (module, encoder, encoder.encoder, decoder, decoder.px_decoder)
-    return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)
+    return any(p._forward_hooks or p._forward_pre_hooks for p in parts) or any(
+        p._backward_hooks or p._backward_pre_hooks for p in parts
+    )
 
 
 def whole_loss(module: VAENetworks, batch: CellBatch, kl_weight: float) -> LossOutput:

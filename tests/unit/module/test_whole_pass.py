@@ -13,6 +13,7 @@ from scvi_dist.module import VAE
 from scvi_dist.module.base import LossOutput
 from scvi_dist.module.surgery import FreezeOptions, freeze
 from scvi_dist.module.whole_pass import takes_whole
+from scvi_dist.nn import Encoder
 from tests.unit.module.vae_cases import COVARIATES, EMBEDDING, LIBRARY, N, build, cells
 
 TAKEN: dict[str, dict[str, Any]] = {
@@ -127,6 +128,20 @@ def test_a_loss_of_somebodys_own_is_asked() -> None:
     torch.manual_seed(0)
     module = _Own(n_input=9, n_batch=3, n_labels=2, n_hidden=16, n_latent=4)
     assert_same_step(module, cells())
+
+
+class _Halved(Encoder):
+    def forward(self, *args: Any) -> Any:
+        law, latent = super().forward(*args)
+        return law, latent / 2
+
+
+def test_parts_of_somebodys_own_are_asked() -> None:
+    module, batch = build(), cells()
+    module.z_encoder.__class__ = _Halved
+    module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
+    assert not takes_whole(batch, module, VAE)
+    assert_same_step(module, batch)
 
 
 def test_who_looks_at_a_part_sees_it_computed() -> None:
