@@ -230,6 +230,7 @@ class ActiveProducts:
         self._bits = np.dtype(f"u{hidden_nh.itemsize}")
         width = TILE_BYTES // hidden_nh.itemsize
         self._tile = space.array(f"tile {name}", (STRETCH, width), hidden_nh.dtype)
+        self._found: dict[bool, tuple[Any, Active]] = {}
 
     def logits(
         self,
@@ -283,13 +284,19 @@ class ActiveProducts:
         multiply_slopes(active, weight_hg, slope_rg, *rest)
 
     def _active(self, rows: tuple[int, int], units: tuple[int, int], by_unit: bool) -> Active:
+        """The entries of some units of these rows, which are not looked for twice in turn."""
+        asked, found = (rows, units), self._found.get(by_unit)
+        if found is not None and found[0] == asked:
+            return found[1]
         outer, inner = (units, rows) if by_unit else (rows, units)
         n, n_columns = outer[1] - outer[0], inner[1] - inner[0]
+        name = f"{'units' if by_unit else 'rows'} {self._name}"
         # One more: what comes after the last is written before it is known to be zero.
         room = n * n_columns + 1, 2
         active = Active(
-            self._space.array(f"starts {self._name}", (n, n_stretches(n_columns) + 1), np.int64),
-            self._space.array(f"entries {self._name}", room, self._bits),
+            self._space.array(f"starts of {name}", (n, n_stretches(n_columns) + 1), np.int64),
+            self._space.array(f"entries of {name}", room, self._bits),
         )
         find_active(self._hidden_nh.view(self._bits), rows, units, by_unit, active)
+        self._found[by_unit] = asked, active
         return active

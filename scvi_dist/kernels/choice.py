@@ -30,6 +30,8 @@ class Passes(NamedTuple):
     """See :class:`~scvi_dist.kernels.hidden_layer.LayerPass`."""
     posterior: Any
     """See :class:`~scvi_dist.kernels.posterior.PosteriorPass`."""
+    loss_sums: Callable[[Tensor, Tensor, float], Tensor]
+    """See :func:`~scvi_dist.kernels.loss_sums.loss_sums`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,13 @@ class Kernel:
 
 def _numba() -> Kernel:
     # numba takes long to load, and not every process computes.
-    from scvi_dist.kernels import count_loss_numba, hidden_layer, posterior, products_numba
+    from scvi_dist.kernels import (
+        count_loss_numba,
+        hidden_layer,
+        loss_sums,
+        posterior,
+        products_numba,
+    )
 
     return Kernel(
         "numba",
@@ -66,7 +74,7 @@ def _numba() -> Kernel:
         products_numba.row_sums,
         hidden_layer.hidden_layer,
         posterior.posterior,
-        Passes(hidden_layer.LayerPass, posterior.PosteriorPass),
+        Passes(hidden_layer.LayerPass, posterior.PosteriorPass, loss_sums.loss_sums),
     )
 
 

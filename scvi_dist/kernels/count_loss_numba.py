@@ -3,9 +3,10 @@
 Axis suffixes: ``n`` cells, ``r`` those of a block, ``g`` genes, ``h`` hidden units.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ MOST_ACTIVE = 0.75
 """Part of the hidden units, from which on dense products are faster."""
 
 _SPACE = Workspace()
+_NO_GROUPS = np.empty(0, np.int64)
 
 
 def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) -> CountResult:
@@ -50,6 +52,22 @@ def evaluate(problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) ->
     for first in range(0, n, block):
         run.block(first, min(first + block, n))
     return run.result()
+
+
+class _HeadArrays(NamedTuple):
+    """What the products of a head need."""
+
+    head: Head
+    is_active: bool
+    """Whether they leave out units that are zero."""
+    weight_hg: np.ndarray
+    bias_g: np.ndarray
+    gradient_gh: Tensor | None
+    """To be filled; None where it is not wanted."""
+
+    def seen(self, hidden_nh: np.ndarray) -> Tensor:
+        """The hidden units that the weights are for; a view."""
+        return self.head.seen(torch.from_numpy(hidden_nh))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,193 +85,202 @@ class _Evaluation:
 
     def __init__(self, problem: CountProblem, weight_n: Tensor, wanted: frozenset[str]) -> None:
         self.p, self.wanted = problem, wanted
-        self.dtype = problem.hidden_nh.dtype
-        self.hidden_nh = problem.hidden_nh.contiguous()
-        hidden_nh = self.hidden_nh.numpy()
-        self.real = hidden_nh.dtype
+        counts, self.hidden_nh = problem.counts, problem.hidden_nh.contiguous().numpy()
+        self.real, (n, g) = self.hidden_nh.dtype, counts.shape
         # Bits that are not all zero are counted several times as fast as numbers.
-        n_active = np.count_nonzero(hidden_nh.view(f"i{self.real.itemsize}"))
-        self.is_active = n_active <= MOST_ACTIVE * hidden_nh.size
-        counts = problem.counts
+        n_active = np.count_nonzero(self.hidden_nh.view(f"i{self.real.itemsize}"))
+        self.is_active = n_active <= MOST_ACTIVE * self.hidden_nh.size
         self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
-        n = counts.shape[0]
         _check_groups(problem)
+        group_n = problem.group_n
         self.cells = CellArrays(
-            size=problem.log_size_n.double().exp().numpy(),
-            weight=weight_n.double().numpy(),
-            group=problem.groups().numpy(),
-            loss=np.empty(n),
-            size_slope=np.zeros(n),
+            log_size=problem.log_size_n.contiguous().numpy(),
+            weight=weight_n.numpy(),
+            group=_NO_GROUPS if group_n is None else group_n.contiguous().numpy(),
+            loss=np.empty(n, self.real),
+            size_slope=np.empty(n, self.real),
         )
-        self.gradients: dict[str, Tensor] = {}
-        if "hidden_nh" in wanted:
-            self.gradients["hidden_nh"] = torch.empty_like(self.hidden_nh)
-        for name, head in problem.heads:
-            if f"{name}.weight" in wanted:
-                self.gradients[f"{name}.weight"] = torch.empty_like(head.weight_gh)
+        self.heads = {name: self._head(name, head) for name, head in problem.heads}
+        self.hidden_slope_nh = np.empty_like(self.hidden_nh) if "hidden_nh" in wanted else None
         self.table = None if problem.log_theta_tg is None else _table(problem.log_theta_tg)
-        least = max(LEAST_ROWS_OF_PART * counts.n_genes, LEAST_ENTRIES_OF_PART)
-        n_parts = threads.n_parts(n * counts.n_genes, least)
-        self.parts = [self._part(k) for k in range(n_parts)]
+        least = max(LEAST_ROWS_OF_PART * g, LEAST_ENTRIES_OF_PART)
+        self.parts = [self._part(k) for k in range(threads.n_parts(n * g, least))]
+
+    def _head(self, name: str, head: Head) -> _HeadArrays:
+        weight_hg = head.weight_gh.t()
+        is_wanted = f"{name}.weight" in self.wanted
+        return _HeadArrays(
+            head,
+            self.is_active and weight_hg.is_contiguous(),
+            weight_hg.numpy(),
+            head.bias_g.numpy(),
+            torch.empty_like(head.weight_gh) if is_wanted else None,
+        )
 
     def _part(self, thread: int) -> _Part:
         g, real = self.p.counts.n_genes, self.real
-        heads = dict(self.p.heads)
-        table = self.p.log_theta_tg
+        n_kinds = 0 if self.p.log_theta_tg is None else len(self.p.log_theta_tg)
         return _Part(
             GeneSums(
-                theta=np.zeros((0 if table is None else len(table), g), real),
+                theta=np.zeros((n_kinds, g), real),
                 bias=np.zeros(g, real),
-                dropout_bias=np.zeros(g if "dropout" in heads else 0, real),
-                dispersion_bias=np.zeros(g if "dispersion" in heads else 0, real),
+                dropout_bias=np.zeros(g if "dropout" in self.heads else 0, real),
+                dispersion_bias=np.zeros(g if "dispersion" in self.heads else 0, real),
             ),
-            self.table or self._own_table(thread),
-            Scratch(
-                scale=_SPACE.array(f"scale {thread}", (g,), real),
-                slope=_SPACE.array(f"slope {thread}", (g,), real),
-                logits=_SPACE.array(f"logits {thread}", (g + PADDING,), real),
-                counts=_SPACE.array(f"counts {thread}", (COLUMNS, g + PADDING), np.float64),
-                genes=_SPACE.array(f"genes {thread}", (g,), np.int64),
-                stretch=_SPACE.array(f"stretch {thread}", (3, STRETCH), real),
-            ),
-            ActiveProducts(_SPACE, str(thread), self.hidden_nh.numpy()),
+            self.table or _room_for_table(thread, 1, g, real),
+            _SPACE.kept(("scratch", thread, g, real), lambda: _scratch(thread, g, real)),
+            ActiveProducts(_SPACE, str(thread), self.hidden_nh),
         )
-
-    def _own_table(self, thread: int) -> Dispersions:
-        """A row to fill for each cell, where each has its own."""
-        shape = (1, self.p.counts.n_genes)
-        names = Dispersions._fields
-        return Dispersions(*(_SPACE.array(f"{k} {thread}", shape, self.real) for k in names))
 
     def block(self, first: int, stop: int) -> None:
         """Losses of some cells, and what they add to the gradients."""
-        r, g = stop - first, self.p.counts.n_genes
-        blocks = {
-            name: torch.from_numpy(_SPACE.array(name, (r, g), self.real))
-            for name, _ in self.p.heads
-        }
-        tasks = [
-            partial(self._rows, self.parts[k], blocks, (a, b, first))
-            for k, (a, b) in enumerate(threads.cuts(first, stop, len(self.parts)))
-        ]
-        threads.run(tasks)
-        if any(f"{name}.weight" in self.wanted for name in blocks):
-            spans = threads.cuts(0, g, len(self.parts))
+        shape, n_parts = (stop - first, self.p.counts.n_genes), len(self.parts)
+        blocks = {name: _SPACE.array(name, shape, self.real) for name in self.heads}
+        spans = threads.cuts(first, stop, n_parts)
+        threads.run(
+            [
+                partial(self._rows, part, blocks, (*ab, first))
+                for part, ab in zip(self.parts, spans, strict=False)
+            ]
+        )
+        if any(head.gradient_gh is not None for head in self.heads.values()):
+            spans = threads.cuts(0, shape[1], n_parts)
             threads.run(
                 [
-                    partial(self._weights, self.parts[k], blocks, (first, stop), ab)
-                    for k, ab in enumerate(spans)
+                    partial(self._weights, part, blocks, (first, stop), ab)
+                    for part, ab in zip(self.parts, spans, strict=False)
                 ]
             )
 
-    def _rows(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
+    def _rows(self, part: _Part, blocks: dict[str, np.ndarray], span: tuple[int, int, int]) -> None:
         a, b, first = span
-        mine = {name: block[a - first : b - first] for name, block in blocks.items()}
-        hidden_rh = self.hidden_nh[a:b]
-        for name, head in self.p.heads:
-            weight_hg = head.weight_gh.t()
-            if self._takes_active(head):
-                rest = weight_hg.numpy(), head.bias_g.numpy(), mine[name].numpy()
-                part.products.logits((a, b), head.units, *rest)
+        for name, head in self.heads.items():
+            logits_rg = blocks[name][a - first : b - first]
+            if head.is_active:
+                rest = head.weight_hg, head.bias_g, logits_rg
+                part.products.logits((a, b), head.head.units, *rest)
             else:
-                torch.addmm(head.bias_g, head.seen(hidden_rh), weight_hg, out=mine[name])
+                factors = head.seen(self.hidden_nh[a:b]), head.head.weight_gh.t()
+                torch.addmm(head.head.bias_g, *factors, out=torch.from_numpy(logits_rg))
         self._loops(part, blocks, span)
-        if "hidden_nh" not in self.wanted:
+        if self.hidden_slope_nh is None:
             return
-        slope_rh = self.gradients["hidden_nh"][a:b]
-        is_first = True
-        for name, head in self.p.heads:
-            seen_rh = head.seen(slope_rh)
-            if self.p.zeros_are_cut and self._takes_active(head):
-                given = head.weight_gh.t().numpy(), mine[name].numpy()
-                part.products.slopes((a, b), head.units, *given, slope_rh.numpy(), is_first)
-            elif is_first and seen_rh.shape == slope_rh.shape:
-                torch.mm(mine[name], head.weight_gh, out=slope_rh)
+        slope_rh, is_first = self.hidden_slope_nh[a:b], True
+        for name, head in self.heads.items():
+            slope_rg = blocks[name][a - first : b - first]
+            if self.p.zeros_are_cut and head.is_active:
+                rest = head.weight_hg, slope_rg, slope_rh, is_first
+                part.products.slopes((a, b), head.head.units, *rest)
             else:
-                if is_first:
-                    slope_rh.zero_()
-                seen_rh.addmm_(mine[name], head.weight_gh)
+                _add_slopes(head, torch.from_numpy(slope_rg), slope_rh, is_first)
             is_first = False
 
-    def _loops(self, part: _Part, blocks: dict[str, Tensor], span: tuple[int, int, int]) -> None:
+    def _loops(
+        self, part: _Part, blocks: dict[str, np.ndarray], span: tuple[int, int, int]
+    ) -> None:
         flags = self.p.law.scale == "softmax", bool(self.wanted)
-        scale_rg = blocks["scale"].numpy()
+        rest = self.rows, self.cells
         if self.p.law.counts == "poisson":
-            poisson_rows(span, scale_rg, self.rows, self.cells, part.sums, part.scratch, *flags)
+            poisson_rows(span, blocks["scale"], *rest, part.sums, part.scratch, *flags)
             return
-        none = np.empty((0, 0), self.real)
-        dropout_rg, log_theta_rg = (
-            blocks[name].numpy() if name in blocks else none for name in ("dropout", "dispersion")
-        )
-        nb_rows(
-            span,
-            scale_rg,
-            dropout_rg,
-            log_theta_rg,
-            self.rows,
-            self.cells,
-            part.dispersions,
-            part.sums,
-            part.scratch,
-            *flags,
-        )
-
-    def _takes_active(self, head: Head) -> bool:
-        """Whether the head's products leave out units that are zero."""
-        return self.is_active and head.weight_gh.t().is_contiguous()
+        none = _nothing(self.real)
+        logits = blocks["scale"], blocks.get("dropout", none), blocks.get("dispersion", none)
+        nb_rows(span, *logits, *rest, part.dispersions, part.sums, part.scratch, *flags)
 
     def _weights(
         self,
         part: _Part,
-        blocks: dict[str, Tensor],
+        blocks: dict[str, np.ndarray],
         rows: tuple[int, int],
         genes: tuple[int, int],
     ) -> None:
         (first, stop), (a, b) = rows, genes
-        for name, head in self.p.heads:
-            gradient_gh = self.gradients.get(f"{name}.weight")
+        for name, head in self.heads.items():
+            gradient_gh, slope_rg = head.gradient_gh, blocks[name]
             if gradient_gh is None:
                 continue
+            if head.is_active:
+                rest = slope_rg, genes, gradient_gh.t().numpy(), first == 0
+                part.products.add_weights(rows, head.head.units, *rest)
+                continue
             seen_rh = head.seen(self.hidden_nh[first:stop])
-            slope_gr = blocks[name][:, a:b].t()
-            if self._takes_active(head):
-                slope_rg, gradient_hg = blocks[name].numpy(), gradient_gh.t().numpy()
-                is_new = first == 0
-                part.products.add_weights(rows, head.units, slope_rg, genes, gradient_hg, is_new)
-            elif first:
+            slope_gr = torch.from_numpy(slope_rg[:, a:b]).t()
+            if first:
                 gradient_gh[a:b].addmm_(slope_gr, seen_rh)
             else:
                 torch.mm(slope_gr, seen_rh, out=gradient_gh[a:b])
 
     def result(self) -> CountResult:
         """The losses, and the gradients that were wanted."""
-        found: dict[str, Any] = {
-            "log_size_n": lambda: torch.from_numpy(self.cells.size_slope).to(self.dtype),
+        found: dict[str, Callable[[], np.ndarray]] = {
+            "hidden_nh": lambda: self.hidden_slope_nh,
+            "log_size_n": lambda: self.cells.size_slope,
             "log_theta_tg": self._log_theta_slopes,
             "scale.bias": lambda: self._sum("bias"),
             "dropout.bias": lambda: self._sum("dropout_bias"),
             "dispersion.bias": lambda: self._sum("dispersion_bias"),
         }
-        for name, value in found.items():
-            if name in self.wanted:
-                self.gradients[name] = value()
-        return CountResult(torch.from_numpy(self.cells.loss).to(self.dtype), self.gradients)
+        gradients = {
+            name: torch.from_numpy(value()) for name, value in found.items() if name in self.wanted
+        }
+        for name, head in self.heads.items():
+            if head.gradient_gh is not None:
+                gradients[f"{name}.weight"] = head.gradient_gh
+        return CountResult(torch.from_numpy(self.cells.loss), gradients)
 
-    def _sum(self, name: str) -> Tensor:
+    def _sum(self, name: str) -> np.ndarray:
         """The threads' sums, added in their order."""
         total, *others = (getattr(part.sums, name) for part in self.parts)
         for other in others:
             total += other
-        return torch.from_numpy(total)
+        return total
 
-    def _log_theta_slopes(self) -> Tensor:
+    def _log_theta_slopes(self) -> np.ndarray:
         assert self.table is not None
-        return self._sum("theta").mul_(torch.from_numpy(self.table.theta))
+        slope_tg = self._sum("theta")
+        slope_tg *= self.table.theta
+        return slope_tg
+
+
+def _add_slopes(head: _HeadArrays, slope_rg: Tensor, slope_rh: np.ndarray, is_new: bool) -> None:
+    """Add the derivatives by hidden units that come through a head, by a dense product."""
+    seen_rh, weight_gh = head.seen(slope_rh), head.head.weight_gh
+    if is_new and seen_rh.shape == slope_rh.shape:
+        torch.mm(slope_rg, weight_gh, out=seen_rh)
+        return
+    if is_new:
+        slope_rh[:] = 0.0
+    seen_rh.addmm_(slope_rg, weight_gh)
+
+
+def _scratch(thread: int, g: int, real: np.dtype) -> Scratch:
+    def room(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return _SPACE.array(f"{name} {thread}", shape, dtype)
+
+    return Scratch(
+        scale=room("scale", (g,), real),
+        slope=room("slope", (g,), real),
+        logits=room("logits", (g + PADDING,), real),
+        counts=room("counts", (COLUMNS, g + PADDING), np.float64),
+        genes=room("genes", (g,), np.int64),
+        stretch=room("stretch", (3, STRETCH), real),
+    )
+
+
+@cache
+def _nothing(real: np.dtype) -> np.ndarray:
+    return np.empty((0, 0), real)
+
+
+def _room_for_table(thread: int, n_kinds: int, g: int, real: np.dtype) -> Dispersions:
+    """Rows to fill: for each kind of cells, or one for each cell in turn."""
+    names = Dispersions._fields
+    return Dispersions(*(_SPACE.array(f"{k} {thread}", (n_kinds, g), real) for k in names))
 
 
 def _table(log_theta_tg: Tensor) -> Dispersions:
     log_theta = log_theta_tg.contiguous().numpy()
-    table = Dispersions(*(np.empty_like(log_theta) for _ in Dispersions._fields))
+    table = _room_for_table(0, *log_theta.shape, log_theta.dtype)
     fill_dispersions(log_theta, table)
     return table
 

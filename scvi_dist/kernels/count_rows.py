@@ -38,21 +38,22 @@ from scvi_dist.kernels.dense_rows import (
     zinb_zeros,
     zinb_zeros_value,
 )
+from scvi_dist.kernels.math import exp
 
 
 class CellArrays(NamedTuple):
     """What there is of each cell of the minibatch, ``[n]``."""
 
-    size: np.ndarray
-    """float64: what the scales are multiplied by."""
+    log_size: np.ndarray
+    """Logarithm of what the scales are multiplied by."""
     weight: np.ndarray
-    """float64: derivative of the objective by the cell's loss; 0 for padding."""
+    """Derivative of the objective by the cell's loss; 0 for padding."""
     group: np.ndarray
-    """int64: row of the dispersions."""
+    """int64: row of the dispersions; ``[0]`` where it is the first one."""
     loss: np.ndarray
-    """float64, filled."""
+    """Filled."""
     size_slope: np.ndarray
-    """float64, filled: derivative of the objective by the log size."""
+    """Filled: derivative of the objective by the log size."""
 
 
 class Dispersions(NamedTuple):
@@ -176,9 +177,9 @@ def nb_rows(
     for n in range(start, stop):
         r = n - first
         logits = logits_rg[r]
-        weight = cells.weight[n] if wants_slopes else 0.0
+        weight = float(cells.weight[n]) if wants_slopes else 0.0
         has_slopes = weight != 0.0
-        kind = cells.group[n]
+        kind = cells.group[n] if cells.group.size else 0
         if log_theta_rg.size:
             kind = 0
             dispersion_row(
@@ -198,7 +199,7 @@ def nb_rows(
         if has_slopes:
             theta_sum = log_theta_rg[r] if log_theta_rg.size else sums.theta[kind]
         divisor = _scale(logits, scratch.scale, is_softmax)
-        factor = cells.size[n] / divisor
+        factor = exp(float(cells.log_size[n])) / divisor
         least = EPS if dropout_rg.size else 0.0
         m = take_counts(rows, n, least, factor, own.theta, scratch)
         loss, total = nb_counts(scratch.counts, m)
@@ -210,6 +211,7 @@ def nb_rows(
         if not has_slopes:
             logits[:] = 0.0
             dropout[:] = 0.0
+            cells.size_slope[n] = 0.0
             continue
         put_counts(scratch, m, weight, theta_sum)
         total += zeros[1]
@@ -239,7 +241,7 @@ def poisson_rows(
     for n in range(start, stop):
         logits = logits_rg[n - first]
         divisor = _scale(logits, scratch.scale, is_softmax)
-        factor = cells.size[n] / divisor
+        factor = exp(float(cells.log_size[n])) / divisor
         mean = 0.0
         for a in range(0, logits.size, STRETCH):
             mean += float(sum_row(scratch.scale[a : a + STRETCH]))
@@ -247,9 +249,10 @@ def poisson_rows(
         m = take_counts(rows, n, 0.0, factor, nothing, scratch)
         loss, total = poisson_counts(scratch.counts, m)
         cells.loss[n] = loss + mean
-        weight = cells.weight[n] if wants_slopes else 0.0
+        weight = float(cells.weight[n]) if wants_slopes else 0.0
         if weight == 0.0:
             logits[:] = 0.0
+            cells.size_slope[n] = 0.0
             continue
         scratch.slope[:] = 0.0
         put_counts(scratch, m, weight, nothing)

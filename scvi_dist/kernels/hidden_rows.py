@@ -1,6 +1,6 @@
 """Compiled loops of a hidden layer: batch norm, ReLU and dropout, forward and backward.
 
-Axis suffixes: ``n`` cells, ``h`` hidden units.
+Axis suffixes: ``n`` cells, ``k`` inputs, ``h`` hidden units.
 """
 
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, compiled, part
+from scvi_dist.kernels.posterior_rows import add_multiple, dot
 
 
 class Norm(NamedTuple):
@@ -164,8 +165,7 @@ def deactivate(
     gradient_nh
         Filled.
     sums_3h
-        float64, filled with the derivatives by the norm's bias, by its weight, and by the bias of
-        the units.
+        Filled with the derivatives by the bias of the units, by the norm's weight and by its bias.
 
     Source
     ------
@@ -174,7 +174,7 @@ def deactivate(
     n = len(units_nh)
     real = gradient_nh.dtype.type
     mean, inverse = moments
-    sums_3h[:] = 0.0
+    sums = np.zeros((3, weight_h.size))
     for i in range(n):
         _gate(
             slope_nh[i],
@@ -184,11 +184,58 @@ def deactivate(
             inverse,
             real(factor),
             gradient_nh[i],
-            sums_3h[0],
-            sums_3h[1],
+            sums[2],
+            sums[1],
         )
     scale = weight_h * inverse
-    offset = scale * sums_3h[0] / n
-    along = scale * inverse * sums_3h[1] / n
+    offset = scale * sums[2] / n
+    along = scale * inverse * sums[1] / n
     for i in range(n):
-        _centre(units_nh[i], gradient_nh[i], mean, along, offset, scale, sums_3h[2])
+        _centre(units_nh[i], gradient_nh[i], mean, along, offset, scale, sums[0])
+    for j in range(3):
+        for k in range(weight_h.size):
+            sums_3h[j, k] = real(sums[j, k])
+
+
+@compiled()
+def multiply_few(x_nk: np.ndarray, weight_hk: np.ndarray, units_nh: np.ndarray) -> None:
+    """Fill ``units_nh`` with ``x_nk @ weight_hk.T``, of few inputs.
+
+    It is done before a matrix library has begun.
+    """
+    weight_kh = np.ascontiguousarray(weight_hk.T)
+    for n in range(len(x_nk)):
+        units_nh[n] = 0.0
+        for k in range(len(weight_kh)):
+            if x_nk[n, k] != 0.0:
+                add_multiple(x_nk[n, k], weight_kh[k], units_nh[n])
+
+
+@compiled()
+def multiply_few_slopes(
+    gradient_nh: np.ndarray,
+    x_nk: np.ndarray,
+    weight_hk: np.ndarray,
+    by_weight_hk: np.ndarray,
+    by_x_nc: np.ndarray,
+) -> None:
+    """Fill derivatives by the factors of :func:`multiply_few`, from those by the product.
+
+    Parameters
+    ----------
+    by_weight_hk
+        ``[0, 0]`` where it is not wanted.
+    by_x_nc
+        By the first inputs.
+    """
+    weight_kh = np.ascontiguousarray(weight_hk.T)
+    by_weight_kh = np.zeros_like(weight_kh)
+    for n in range(len(x_nk)):
+        if by_weight_hk.size:
+            for k in range(len(weight_kh)):
+                if x_nk[n, k] != 0.0:
+                    add_multiple(x_nk[n, k], gradient_nh[n], by_weight_kh[k])
+        for k in range(by_x_nc.shape[1]):
+            by_x_nc[n, k] = dot(gradient_nh[n], weight_kh[k])
+    if by_weight_hk.size:
+        by_weight_hk[:] = by_weight_kh.T

@@ -5,11 +5,12 @@ Axis suffixes: ``n`` cells, ``h`` hidden units, ``k`` latent.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scvi_dist.kernels.posterior_rows import draw, draw_slopes
+from scvi_dist.kernels.posterior_rows import Heads, Normals, draw, draw_slopes
 
 
 def posterior(
@@ -25,8 +26,8 @@ def posterior(
         Standard normal.
     """
     heads = mean_head.weight, mean_head.bias, var_head.weight, var_head.bias
-    run = PosteriorPass(mean_head, var_head, noise_nk, eps)
-    return _Posterior.apply(run, hidden_nh, *heads)
+    run = PosteriorPass(mean_head, var_head, eps)
+    return _Posterior.apply(run, noise_nk, hidden_nh, *heads)
 
 
 class PosteriorSlopes(NamedTuple):
@@ -40,33 +41,31 @@ class PosteriorSlopes(NamedTuple):
 
 
 class PosteriorPass:
-    """The posterior of one minibatch, forward and then backward; no graph is recorded.
+    """The posterior of a minibatch, forward and then backward; no graph is recorded.
+
+    It can be used for one minibatch after the other while the heads have their place in memory.
 
     Parameters
     ----------
-    mean_head, var_head, noise_nk, eps
+    mean_head, var_head, eps
         As for :func:`posterior`.
     """
 
-    def __init__(
-        self, mean_head: nn.Linear, var_head: nn.Linear, noise_nk: Tensor, eps: float
-    ) -> None:
-        self.heads = mean_head, var_head
-        self.weights_kh = tuple(head.weight.detach() for head in self.heads)
-        self.noise_nk, self.eps = noise_nk, eps
+    def __init__(self, mean_head: nn.Linear, var_head: nn.Linear, eps: float) -> None:
+        self.parameters = mean_head.weight, mean_head.bias, var_head.weight, var_head.bias
+        self._heads = Heads(*(p.detach().contiguous().numpy() for p in self.parameters))
+        self._are_trained = tuple(p.requires_grad for p in self.parameters)
+        self._eps = eps
 
-    def forward(self, hidden_nh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, hidden_nh: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :func:`posterior` gives."""
-        self.hidden_nh = hidden_nh
-        self.loc_nk, log_variance_nk = (
-            torch.addmm(head.bias.detach(), hidden_nh, weight_kh.t())
-            for head, weight_kh in zip(self.heads, self.weights_kh, strict=True)
-        )
-        self.scale_nk, z_nk = torch.empty_like(self.loc_nk), torch.empty_like(self.loc_nk)
-        divergence_n = self.loc_nk.new_empty(len(hidden_nh))
-        given = (t.numpy() for t in (self.loc_nk, log_variance_nk, self.noise_nk))
-        draw(*given, self.eps, self.scale_nk.numpy(), z_nk.numpy(), divergence_n.numpy())
-        return self.loc_nk, self.scale_nk, z_nk, divergence_n
+        results = tuple(torch.empty_like(noise_nk) for _ in Normals._fields)
+        divergence_n = noise_nk.new_empty(len(noise_nk))
+        self._hidden_nh, self._noise_nk = hidden_nh.contiguous().numpy(), noise_nk.numpy()
+        self._normals = Normals(*(x.numpy() for x in results))
+        rest = self._eps, self._normals, divergence_n.numpy()
+        draw(self._hidden_nh, self._heads, self._noise_nk, *rest)
+        return (*results, divergence_n)
 
     def backward(
         self,
@@ -77,39 +76,38 @@ class PosteriorPass:
         needs_hidden: bool,
     ) -> PosteriorSlopes:
         """From derivatives by what :meth:`forward` gave; None where there are none."""
-        loc_nk = self.loc_nk
-        # Sums are written into: slopes that were given belong to somebody else.
-        loc_slope, scale_slope = (
-            torch.zeros_like(loc_nk)
-            if by is None
-            else by.clone(memory_format=torch.contiguous_format)
-            for by in (by_loc, by_scale)
+        real, n = self._noise_nk.dtype, len(self._noise_nk)
+        none = np.empty((0, 0), real)
+        given = (none if by is None else by.contiguous().numpy() for by in (by_loc, by_scale, by_z))
+        no_weight = by_divergence is None
+        weight_n = np.zeros(n, real) if no_weight else by_divergence.contiguous().numpy()
+        by_hidden = np.empty_like(self._hidden_nh) if needs_hidden else none
+        by_heads = Heads(
+            *(
+                np.empty_like(x) if is_trained else np.empty((0,) * x.ndim, real)
+                for x, is_trained in zip(self._heads, self._are_trained, strict=True)
+            )
         )
-        z_slope = torch.zeros_like(loc_nk) if by_z is None else by_z.contiguous()
-        weight_n = loc_nk.new_zeros(len(loc_nk)) if by_divergence is None else by_divergence
-        arrays = z_slope, weight_n.contiguous(), loc_nk, self.noise_nk, self.scale_nk
-        results = loc_slope.numpy(), scale_slope.numpy()
-        draw_slopes(*(x.numpy() for x in arrays), self.eps, *results)
-        mean_kh, var_kh = self.weights_kh
-        by_heads: list[Tensor | None] = []
-        for head, slope_nk in zip(self.heads, (loc_slope, scale_slope), strict=True):
-            has_slope = head.weight.requires_grad
-            by_heads.append(torch.mm(slope_nk.t(), self.hidden_nh) if has_slope else None)
-            by_heads.append(slope_nk.sum(0) if head.bias.requires_grad else None)
+        values = self._hidden_nh, self._heads, self._normals, self._noise_nk, self._eps
+        draw_slopes(Normals(*given), weight_n, *values, by_hidden, by_heads)
+        found = (by_hidden, *by_heads)
+        wanted = (needs_hidden, *self._are_trained)
         return PosteriorSlopes(
-            torch.mm(loc_slope, mean_kh).addmm_(scale_slope, var_kh) if needs_hidden else None,
-            *by_heads,
+            *(
+                torch.from_numpy(x) if is_wanted else None
+                for x, is_wanted in zip(found, wanted, strict=True)
+            )
         )
 
 
 class _Posterior(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, run: PosteriorPass, hidden_nh: Tensor, *heads: Tensor
+        ctx: Any, run: PosteriorPass, noise_nk: Tensor, hidden_nh: Tensor, *heads: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        results = run.forward(hidden_nh.detach())
+        results = run.forward(hidden_nh.detach(), noise_nk)
         # A change of these before the derivatives are asked for is an error.
         ctx.save_for_backward(hidden_nh, *heads, *results)
         return results
@@ -120,4 +118,4 @@ class _Posterior(torch.autograd.Function):
         ctx: Any, *slopes: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         assert ctx.saved_tensors
-        return (None, *ctx.run.backward(*slopes, ctx.needs_input_grad[1]))
+        return (None, None, *ctx.run.backward(*slopes, ctx.needs_input_grad[2]))

@@ -60,6 +60,53 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class CountModel:
+    """The last layer of a network, which gives the parameters of a law of counts."""
+
+    law: Law
+    scale: Head
+    dropout: Head | None
+    """Logits of extra zeros; for ``"zinb"``."""
+    dispersion: Head | None
+    """Logarithms of each cell's dispersions, or ..."""
+    log_theta_tg: Tensor | None
+    """... of those of each kind of cells. A Poisson law has neither."""
+    zeros_are_cut: bool = False
+    """As for :class:`CountProblem`."""
+
+    @property
+    def heads(self) -> Iterator[tuple[str, Head]]:
+        """The heads that there are, by name."""
+        for name in ("scale", "dropout", "dispersion"):
+            head = getattr(self, name)
+            if head is not None:
+                yield name, head
+
+    def detached(self) -> "CountModel":
+        """Without graphs; of the same memory."""
+        heads: dict[str, Any] = {name: head.detached() for name, head in self.heads}
+        table = None if self.log_theta_tg is None else self.log_theta_tg.detach()
+        return replace(self, log_theta_tg=table, **heads)
+
+    def problem(
+        self, counts: SparseCounts, hidden_nh: Tensor, log_size_n: Tensor, group_n: Tensor | None
+    ) -> "CountProblem":
+        """The likelihood of some cells."""
+        return CountProblem(
+            self.law,
+            counts,
+            hidden_nh,
+            log_size_n,
+            self.scale,
+            self.dropout,
+            self.dispersion,
+            self.log_theta_tg,
+            group_n,
+            self.zeros_are_cut,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CountProblem:
     """Counts, and the network whose last layer gives the parameters of their law."""
 

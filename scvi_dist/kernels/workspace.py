@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ LINE_BYTES = 64
 """Of the processor's cache."""
 _MOST_GIVEN = 256
 """Shapes that are remembered: those of sparse minibatches are many."""
+_MOST_KEPT = 16
+"""Of what is made from arrays: it holds them, also where larger ones took their places."""
 
 
 def aligned(n: int, dtype: Any) -> np.ndarray:
@@ -31,6 +34,7 @@ class Workspace(threading.local):
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
         self._given: dict[tuple[str, tuple[int, ...], Any], np.ndarray] = {}
+        self._kept: dict[Any, Any] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array whose former content may still be in it, and which the next call gets too."""
@@ -46,3 +50,12 @@ class Workspace(threading.local):
             held = self._arrays[key] = aligned(n, dtype)
         given = self._given[name, shape, dtype] = held[:n].reshape(shape)
         return given
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for this key from such arrays, so that they need not be asked for."""
+        found = self._kept.get(key)
+        if found is None:
+            if len(self._kept) == _MOST_KEPT:
+                self._kept.clear()
+            found = self._kept[key] = make()
+        return found

@@ -4,7 +4,7 @@ Axis suffixes: ``n`` cells.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -47,6 +47,8 @@ class LossOutput:
     ----------
     reconstruction_loss_sum, kl_local_sum, kl_global_sum
         0-d sums over cells and over entries.
+    gradients
+        Derivatives of a loss without a graph by the parameters; None where it has one.
 
     Raises
     ------
@@ -87,6 +89,27 @@ class LossOutput:
         if n_obs_minibatch is None:
             n_obs_minibatch = next(iter(self.reconstruction_loss.values())).shape[-1]
         self.n_obs_minibatch: int = n_obs_minibatch
+        self.gradients: dict[nn.Parameter, Tensor] | None = None
+
+    @classmethod
+    def of_sums(
+        cls,
+        loss: Tensor,
+        reconstruction: tuple[Tensor, Tensor],
+        kl_local: tuple[dict[str, Tensor], Tensor],
+        gradients: dict[nn.Parameter, Tensor] | None,
+    ) -> "LossOutput":
+        """An output of which each term is given with its sum."""
+        output = cls.__new__(cls)
+        rec_n, output.reconstruction_loss_sum = reconstruction
+        output.kl_local, output.kl_local_sum = kl_local
+        nothing = loss.detach().new_zeros(())
+        output.loss, output.reconstruction_loss = loss, {"reconstruction_loss": rec_n}
+        output.kl_global, output.kl_global_sum = {"kl_global": nothing}, nothing
+        output.classification_loss = output.logits = output.true_labels = None
+        output.extra_metrics, output.gradients = {}, gradients
+        output.n_obs_minibatch = len(rec_n)
+        return output
 
     def _terms(self, name: str, value: LossTerm | None) -> dict[str, Tensor]:
         if isinstance(value, dict):
@@ -211,6 +234,17 @@ class BaseModule(nn.Module, ABC):
             Further arguments of :meth:`loss`.
         """
         return self(tensors, loss_kwargs=loss_kwargs)[2]
+
+    def steps_objective(self, with_graph: bool = True) -> Callable[..., LossOutput]:
+        """:meth:`objective`, for as long as nobody changes the module but its weights in place.
+
+        Parameters
+        ----------
+        with_graph
+            Whether the loss has to be one that can be differentiated: else it may be without a
+            graph, and the output then has the derivatives by the parameters.
+        """
+        return self.objective
 
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:

@@ -25,7 +25,7 @@ from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.vae_args import VAEArgs
 from scvi_dist.module.vae_networks import VAENetworks
-from scvi_dist.module.whole_pass import takes_whole, whole_loss
+from scvi_dist.module.whole_pass import WholeLoss, can_be_whole
 from scvi_dist.nn.precision import full_precision
 
 
@@ -201,9 +201,20 @@ class VAE(VAENetworks):
 
     def objective(self, tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
         """As :meth:`BaseModule.objective`; where kernels can, from end to end without a graph."""
-        if takes_whole(tensors, self, VAE) and loss_kwargs.keys() <= {"kl_weight"}:
-            return whole_loss(self, tensors, float(loss_kwargs.get("kl_weight", 1.0)))
-        return super().objective(tensors, **loss_kwargs)
+        return self.steps_objective()(tensors, **loss_kwargs)
+
+    def steps_objective(self, with_graph: bool = True) -> Callable[..., LossOutput]:
+        usual = super().objective
+        if not can_be_whole(self, VAE):
+            return usual
+        whole = WholeLoss(self)
+
+        def objective(tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
+            if loss_kwargs.keys() <= {"kl_weight"} and whole.takes(tensors):
+                return whole(tensors, float(loss_kwargs.get("kl_weight", 1.0)), with_graph)
+            return usual(tensors, **loss_kwargs)
+
+        return objective
 
     def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
         """Generative outputs with the loss of the counts in place of their law."""

@@ -123,6 +123,11 @@ class VAEArgs:
         return self.gene_likelihood != "poisson"
 
     @property
+    def has_groups(self) -> bool:
+        """Whether dispersions are those of the batch or the label of a cell."""
+        return self.has_dispersion and self.dispersion in ("gene-batch", "gene-label")
+
+    @property
     def px_r_shape(self) -> tuple[int, ...] | None:
         """Shape of the free log dispersions; None where the decoder gives them."""
         widths = {"gene": (), "gene-batch": (self.n_batch,), "gene-label": (self.n_labels,)}

@@ -13,7 +13,7 @@ from scvi_dist.batch import REGISTRY_KEYS, SparseCounts
 from scvi_dist.distributions import Normal
 from scvi_dist.errors import FieldNotFound
 from scvi_dist.kernels.choice import Kernel, default_kernel, kernel_for, usable_name, works_on
-from scvi_dist.kernels.problem import CountProblem, Head, Law
+from scvi_dist.kernels.problem import CountModel, CountProblem, Head, Law
 from scvi_dist.kernels.sparse_linear import SparseColumns, column_major
 from scvi_dist.module.base import BaseModule, Tensors
 from scvi_dist.module.cached_posterior import CachedPosterior
@@ -349,23 +349,26 @@ class VAENetworks(BaseModule):
         log_size, batch_index, y
             As for :meth:`decode`, of one sample.
         """
+        group = self._group_codes(batch_index, y) if self.args.has_groups else None
+        return self.count_model().problem(counts, hidden_nh, log_size.reshape(-1), group)
+
+    def count_model(self) -> CountModel:
+        """What is the same for all cells of :meth:`count_problem`."""
         args, decoder = self.args, self.decoder
         by_cell = args.has_dispersion and args.dispersion == "gene-cell"
-        log_theta, group = None, None
+        log_theta = None
         if args.has_dispersion and not by_cell:
             log_theta = self.px_r.t() if self.px_r.dim() == 2 else self.px_r.unsqueeze(0)
-            if args.dispersion != "gene":
-                group = self._group(batch_index, y).reshape(-1).long()
         dropout = decoder.px_dropout_decoder if args.gene_likelihood == "zinb" else None
-        return CountProblem(
+        return CountModel(
             law=Law(args.gene_likelihood, decoder.scale_activation),
-            counts=counts,
-            hidden_nh=hidden_nh,
-            log_size_n=log_size.reshape(-1),
             scale=Head.of(decoder.px_scale_decoder[0]),
             dropout=None if dropout is None else Head.of(dropout),
             dispersion=Head.of(decoder.px_r_decoder) if by_cell else None,
             log_theta_tg=log_theta,
-            group_n=group,
             zeros_are_cut=cuts_at_zero(decoder.px_decoder),
         )
+
+    def _group_codes(self, batch_index: Tensor, y: Tensor | None) -> Tensor:
+        """int64 ``[n]``: which dispersions each cell has."""
+        return self._group(batch_index, y).reshape(-1).long()

@@ -17,12 +17,13 @@ from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
 from scvi_dist.kernels.choice import kernel_for
 from scvi_dist.kernels.count_loss import Expected
 from scvi_dist.kernels.problem import CountProblem
+from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.module.base import LossOutput, Tensors
 from scvi_dist.module.fused import has_kernels, takes
 from scvi_dist.module.library import observed_library
 from scvi_dist.module.vae_networks import VAENetworks
 from scvi_dist.nn import DecoderSCVI, Encoder, FCLayers
-from scvi_dist.nn.whole_layers import Gradients, WholeLayers
+from scvi_dist.nn.whole_layers import Gradients, WholeLayers, note
 
 _GOES_THROUGH = (
     *("__call__", "forward", "inference", "generative", "loss"),
@@ -31,8 +32,8 @@ _GOES_THROUGH = (
 """Methods that the loss of a module goes through otherwise."""
 
 
-def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[CellBatch]:
-    """Whether :func:`whole_loss` computes what the module's own methods would, and derivatives.
+def can_be_whole(module: VAENetworks, kind: type) -> bool:
+    """Whether a :class:`WholeLoss` of this module is what its own methods would compute.
 
     Parameters
     ----------
@@ -41,18 +42,16 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
         in a method's place, may compute something else.
     """
     args, encoder, decoder = module.args, module.z_encoder, module.decoder
-    if not torch.is_grad_enabled() or not takes(tensors, module.device):
-        return False
-    if REGISTRY_KEYS.LATENT_QZM_KEY in tensors or args.extra_payload_autotune:
-        return False
-    if args.uses_embedding or not args.observes_library or not has_kernels(module):
+    if args.uses_embedding or not args.observes_library or args.extra_payload_autotune:
         return False
     if encoder.distribution != "normal" or encoder.var_activation is not torch.exp:
         return False
     methods = [(getattr(module, name), getattr(kind, name)) for name in _GOES_THROUGH]
     if any(getattr(own, "__func__", None) is not known for own, known in methods):
         return False
-    if kernel_for(module.device, module.kernel).passes is None or _has_hooks(module):
+    if not has_kernels(module) or _has_hooks(module):
+        return False
+    if kernel_for(module.device, module.kernel).passes is None:
         return False
     parts = encoder, encoder.encoder, decoder, decoder.px_decoder
     if tuple(map(type, parts)) != (Encoder, FCLayers, DecoderSCVI, FCLayers):
@@ -61,8 +60,8 @@ def takes_whole(tensors: Tensors, module: VAENetworks, kind: type) -> TypeGuard[
     linears = (encoder.mean_encoder, encoder.var_encoder, *decoder.gene_heads)
     if any(type(linear) is not nn.Linear for linear in linears):
         return False
-    n, dtype = tensors.n_cells, tensors.x.data.dtype
-    return encoder.encoder.is_whole(n, dtype, True) and decoder.px_decoder.is_whole(n, dtype, False)
+    dtype = encoder.mean_encoder.weight.dtype
+    return encoder.encoder.is_whole(2, dtype, True) and decoder.px_decoder.is_whole(2, dtype, False)
 
 
 def _has_hooks(module: VAENetworks) -> bool:
@@ -76,77 +75,138 @@ def _has_hooks(module: VAENetworks) -> bool:
     )
 
 
-def whole_loss(module: VAENetworks, batch: CellBatch, kl_weight: float) -> LossOutput:
-    """The loss that the module's :meth:`loss` gives after a forward pass, with the same noise.
+class WholeLoss:
+    """The loss of minibatches, for as long as nobody changes the module.
+
+    Its weights and the state of its norms may change, in place.
 
     Parameters
     ----------
-    module, batch
-        Such that :func:`takes_whole`.
-    kl_weight
-        Of the divergence of ``z``.
+    module
+        One that :func:`can_be_whole`.
     """
-    with torch.no_grad():
-        rec_n, kl_n, gradients = _there_and_back(module, batch, kl_weight)
-        total_n = rec_n + kl_weight * kl_n
-        # A batch of padding alone has a loss of zero with a gradient of zeros, not NaN.
-        value = total_n.sum() / max(len(total_n), 1)
-        kl_local = {"kl_divergence_l": torch.zeros_like(kl_n), "kl_divergence_z": kl_n}
-    loss = _Known.apply(list(gradients.values()), value, *gradients)
-    return LossOutput(loss=loss, reconstruction_loss=rec_n, kl_local=kl_local)
 
+    def __init__(self, module: VAENetworks) -> None:
+        self._module, self._args = module, module.args
+        self._kernel = kernel_for(module.device, module.kernel)
+        encoder, passes = module.z_encoder, self._kernel.passes
+        assert passes is not None
+        self._loss_sums = passes.loss_sums
+        self._encoder = WholeLayers(encoder.encoder, passes.layer)
+        heads = encoder.mean_encoder, encoder.var_encoder
+        self._posterior = passes.posterior(*heads, encoder.var_eps)
+        self._decoder = WholeLayers(module.decoder.px_decoder, passes.layer)
+        self._dtype = encoder.mean_encoder.weight.dtype
+        last = module.count_model()
+        self._count_model = last.detached()
+        self._by_name: dict[str, Any] = (
+            {} if last.log_theta_tg is None else {"log_theta_tg": module.px_r}
+        )
+        for name, head in last.heads:
+            self._by_name |= {f"{name}.weight": head.weight_gh, f"{name}.bias": head.bias_g}
+        trained = (name for name, p in self._by_name.items() if p.requires_grad)
+        self._wanted = frozenset(trained) | {"hidden_nh"}
 
-def _there_and_back(
-    module: VAENetworks, batch: CellBatch, kl_weight: float
-) -> tuple[Tensor, Tensor, Gradients]:
-    """Losses and divergences of the cells that count, and derivatives of the mean objective."""
-    kernel, n_real, heads = kernel_for(module.device, module.kernel), batch.n_real, module.z_encoder
-    assert kernel.passes is not None
-    encoder = WholeLayers(module.z_encoder.encoder, kernel.passes.layer)
-    decoder = WholeLayers(module.decoder.px_decoder, kernel.passes.layer)
+    def takes(self, tensors: Tensors) -> TypeGuard[CellBatch]:
+        """Whether it is for this minibatch, and for what is asked of it now."""
+        module = self._module
+        if not torch.is_grad_enabled() or not module.training or not module.noise.is_bound:
+            return False
+        if not takes(tensors, module.device) or tensors.n_cells < 2:
+            return False
+        fields, args = tensors.fields, self._args
+        if REGISTRY_KEYS.LATENT_QZM_KEY in fields or tensors.x.data.dtype != self._dtype:
+            return False
+        return not args.use_size_factor_key or REGISTRY_KEYS.SIZE_FACTOR_KEY in fields
 
-    hidden_nh = encoder.forward(*module._encoder_input(**module._get_inference_input(batch)))
-    noise_nk = module.noise.normal_like(hidden_nh.new_empty(len(hidden_nh), module.args.n_latent))
-    linears = heads.mean_encoder, heads.var_encoder
-    posterior = kernel.passes.posterior(*linears, noise_nk, heads.var_eps)
-    _, _, z_nk, kl_n = posterior.forward(hidden_nh)
-    problem, parameters = _problem(module, batch, decoder, z_nk)
-    weight_n = Expected(n_real, 1.0 / max(n_real, 1)).weights(kl_n)
-    wanted = frozenset(name for name, p in parameters.items() if p.requires_grad)
-    result = kernel.count_loss(problem, weight_n, wanted | {"hidden_nh"})
+    def __call__(
+        self, batch: CellBatch, kl_weight: float = 1.0, with_graph: bool = True
+    ) -> LossOutput:
+        """The loss that the module's own methods give after a forward pass, with the same noise.
 
-    slopes = result.gradients
-    gradients = {parameters[name]: slopes[name] for name in wanted}
-    if "log_theta_tg" in wanted:
-        # Of the shape of the parameter, which is [g] or [g, t].
-        slope_tg = slopes["log_theta_tg"]
-        gradients[module.px_r] = slope_tg.t() if module.px_r.dim() == 2 else slope_tg[0]
-    by_z = decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
-    by_hidden, *by_heads = posterior.backward(None, None, by_z, kl_weight * weight_n, True)
-    of_heads = (parameter for linear in linears for parameter in (linear.weight, linear.bias))
-    for parameter, slope in zip(of_heads, by_heads, strict=True):
-        if slope is not None:
-            gradients[parameter] = slope
-    encoder.backward(by_hidden, 0, gradients)
-    return result.loss_n[:n_real], kl_n[:n_real], gradients
+        Parameters
+        ----------
+        batch
+            Such that it :meth:`takes`.
+        kl_weight
+            Of the divergence of ``z``.
+        with_graph
+            Whether the loss can be differentiated; else the output has the derivatives.
+        """
+        with torch.no_grad():
+            rec_n, kl_n, gradients = self._there_and_back(batch, kl_weight)
+            loss, rec_sum, kl_sum = self._loss_sums(rec_n, kl_n, kl_weight).unbind()
+            no_kl_n = torch.zeros_like(kl_n)
+        if with_graph:
+            loss = _Known.apply(list(gradients.values()), loss, *gradients)
+        kl_local = {"kl_divergence_l": no_kl_n, "kl_divergence_z": kl_n}
+        known = None if with_graph else gradients
+        return LossOutput.of_sums(loss, (rec_n, rec_sum), (kl_local, kl_sum), known)
 
+    def _there_and_back(
+        self, batch: CellBatch, kl_weight: float
+    ) -> tuple[Tensor, Tensor, Gradients]:
+        """Losses and divergences of the cells that count, and derivatives of the mean objective."""
+        n, n_real = batch.n_cells, batch.n_real
+        seen, codes = self._encoder_input(batch)
+        hidden_nh = self._encoder.forward(seen, codes)
+        like_nk = hidden_nh.new_empty(n, self._args.n_latent)
+        noise_nk = self._module.noise.normal_like(like_nk)
+        _, _, z_nk, kl_n = self._posterior.forward(hidden_nh, noise_nk)
+        weight_n = Expected(n_real, 1.0 / max(n_real, 1)).weights(kl_n)
+        problem = self._problem(batch, self._decode(batch, z_nk))
+        result = self._kernel.count_loss(problem, weight_n, self._wanted)
 
-def _problem(
-    module: VAENetworks, batch: CellBatch, decoder: WholeLayers, z_nk: Tensor
-) -> tuple[CountProblem, dict[str, nn.Parameter]]:
-    """The likelihood given a draw, and name -> parameter of what it can be differentiated by."""
-    x = batch.x
-    assert isinstance(x, SparseCounts)
-    given = module._get_generative_input(batch, {"z": z_nk, "library": observed_library(x)})
-    batch_index = given["batch_index"]
-    seen = module._with_columns(z_nk, batch_index, given["cont_covs"])
-    units_nh = decoder.forward(seen, module._codes(batch_index, given["cat_covs"]))
-    log_size = given["size_factor" if module.args.use_size_factor_key else "library"]
-    problem = module.count_problem(x, units_nh, log_size, batch_index, given["y"])
-    parameters = {} if problem.log_theta_tg is None else {"log_theta_tg": module.px_r}
-    for name, head in problem.heads:
-        parameters |= {f"{name}.weight": head.weight_gh, f"{name}.bias": head.bias_g}
-    return problem.detached(), parameters
+        slopes, gradients = result.gradients, {}
+        for name, parameter in self._by_name.items():
+            if name in slopes:
+                gradients[parameter] = slopes[name]
+        if "log_theta_tg" in slopes:
+            # Of the shape of the parameter, which is [g] or [g, t].
+            by_theta, px_r = slopes["log_theta_tg"], self._by_name["log_theta_tg"]
+            gradients[px_r] = by_theta.t() if px_r.dim() == 2 else by_theta[0]
+        by_z = self._decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
+        by_kl_n = kl_weight * weight_n
+        by_hidden, *by_heads = self._posterior.backward(None, None, by_z, by_kl_n, True)
+        note(gradients, self._posterior.parameters, by_heads)
+        self._encoder.backward(by_hidden, 0, gradients)
+        return result.loss_n[:n_real], kl_n[:n_real], gradients
+
+    def _encoder_input(self, batch: CellBatch) -> tuple[SparseColumns, tuple[Tensor, ...]]:
+        """As the module's own, of what it takes."""
+        x, fields = batch.x, batch.fields
+        assert isinstance(x, SparseCounts)
+        seen = self._kernel.log1p(x) if self._args.log_variational else x
+        columns = SparseColumns(seen, None, self._kernel)
+        if not self._args.encode_covariates:
+            return columns, ()
+        if REGISTRY_KEYS.CONT_COVS_KEY in fields:
+            columns = columns.with_columns(fields[REGISTRY_KEYS.CONT_COVS_KEY])
+        return columns, self._codes(batch)
+
+    def _decode(self, batch: CellBatch, z_nk: Tensor) -> Tensor:
+        """Hidden units ``[n, h]`` before the heads of the genes."""
+        cont_covs = batch.fields.get(REGISTRY_KEYS.CONT_COVS_KEY)
+        seen = z_nk if cont_covs is None else torch.cat([z_nk, cont_covs], dim=-1)
+        return self._decoder.forward(seen, self._codes(batch))
+
+    def _codes(self, batch: CellBatch) -> tuple[Tensor, ...]:
+        fields = batch.fields
+        cat_covs = fields.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        return self._module._codes(fields[REGISTRY_KEYS.BATCH_KEY], cat_covs)
+
+    def _problem(self, batch: CellBatch, units_nh: Tensor) -> CountProblem:
+        """The likelihood given a draw."""
+        x, fields, module, group_n = batch.x, batch.fields, self._module, None
+        assert isinstance(x, SparseCounts)
+        if self._args.use_size_factor_key:
+            log_size = torch.log(fields[REGISTRY_KEYS.SIZE_FACTOR_KEY])
+        else:
+            log_size = observed_library(x)
+        if self._args.has_groups:
+            labels = fields.get(REGISTRY_KEYS.LABELS_KEY)
+            group_n = module._group_codes(fields[REGISTRY_KEYS.BATCH_KEY], labels)
+        return self._count_model.problem(x, units_nh, log_size.reshape(-1), group_n)
 
 
 class _Known(torch.autograd.Function):

@@ -138,7 +138,9 @@ class FCLayers(nn.Module):
             if whole is not None and _takes(parts, units):
                 injects = covariates is not None and self.inject_into_layer(i)
                 seen = beside(units, covariates if injects else None)
-                units = whole(seen, *whole_parts(parts, units))
+                linear, norm, dropout = whole_parts(parts)
+                mask = mask_of(dropout, (units.shape[0], linear.out_features), units.dtype)
+                units = whole(seen, linear, norm, *mask)
                 continue
             for part in parts:
                 if isinstance(units, SparseColumns):
@@ -154,7 +156,9 @@ class FCLayers(nn.Module):
         return units
 
     def is_whole(self, n_cells: int, dtype: torch.dtype, is_sparse: bool) -> bool:
-        """Whether kernels compute each layer as a whole, of weights that are parameters.
+        """Whether kernels compute each layer as a whole while the noise is bound to cells.
+
+        Weights then are parameters, not computed from some.
 
         Parameters
         ----------
@@ -198,7 +202,9 @@ class FCLayers(nn.Module):
                 )
             is_encoded = codes.dim() > 1 and codes.shape[-1] == n_categories
             columns.append(codes if is_encoded else one_hot(codes, n_categories, x.dtype))
-        return torch.cat(columns, dim=-1) if columns else None
+        if len(columns) < 2:
+            return columns[0] if columns else None
+        return torch.cat(columns, dim=-1)
 
 
 def _sparse_linear(layer: nn.Linear, x: SparseColumns, covariates: Tensor | None) -> Tensor:
@@ -222,7 +228,9 @@ _WHOLE = ((nn.ReLU,), (nn.ReLU, Dropout))
 
 def _takes(parts: nn.Sequential, x: Tensor | SparseColumns) -> bool:
     """Whether kernels compute this layer of what it sees."""
-    is_sparse = isinstance(x, SparseColumns)
+    is_sparse, last = isinstance(x, SparseColumns), parts[-1]
+    if isinstance(last, Dropout) and not last.noise.is_bound:
+        return False
     return x.dim() == 2 and _is_whole(parts, x.shape[0], x.dtype, is_sparse)
 
 
@@ -235,11 +243,8 @@ def _is_whole(parts: nn.Sequential, n_cells: int, dtype: torch.dtype, is_sparse:
         return False
     if type(linear) is not nn.Linear and not is_sparse:
         return False
-    dropout = rest[-1]
-    is_bound = not isinstance(dropout, Dropout) or dropout.noise.is_bound
     return (
-        is_bound
-        and n_cells > 1
+        n_cells > 1
         and norm.training
         and norm.affine
         and norm.track_running_stats
@@ -249,19 +254,22 @@ def _is_whole(parts: nn.Sequential, n_cells: int, dtype: torch.dtype, is_sparse:
     )
 
 
-def whole_parts(
-    parts: nn.Sequential, x: Tensor | SparseColumns
-) -> tuple[nn.Linear, nn.BatchNorm1d, Tensor | None, float]:
-    """What a kernel computes a layer from, with the mask that is drawn for these cells."""
+def whole_parts(parts: nn.Sequential) -> tuple[nn.Linear, nn.BatchNorm1d, Dropout | None]:
+    """What a kernel computes a layer from."""
     linear, norm, *_, last = parts
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d)
-    keep, factor = None, 1.0
-    if isinstance(last, Dropout) and last.p > 0:
-        shape = (x.shape[0], linear.out_features)
-        keep = last.noise.bernoulli_keep(shape, last.p, dtype=x.dtype)
-        factor = 0.0 if last.p == 1 else 1 / (1 - last.p)
-    return linear, norm, keep, factor
+    return linear, norm, last if isinstance(last, Dropout) and last.p > 0 else None
+
+
+def mask_of(
+    dropout: Dropout | None, shape: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor | None, float]:
+    """1 where a unit is kept, else 0, and what kept units are multiplied by."""
+    if dropout is None:
+        return None, 1.0
+    keep = dropout.noise.bernoulli_keep(shape, dropout.p, dtype=dtype)
+    return keep, 0.0 if dropout.p == 1 else 1 / (1 - dropout.p)
 
 
 def _normalize(norm: nn.Module, x: Tensor, pool_samples: bool) -> Tensor:

@@ -3,12 +3,13 @@
 Axis suffixes: ``n`` cells, ``h`` hidden units, ``k`` inputs.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from scvi_dist.kernels.sparse_linear import SparseColumns
-from scvi_dist.nn.fc_layers import FCLayers, beside, whole_parts
+from scvi_dist.nn.fc_layers import FCLayers, beside, mask_of, whole_parts
 
 Gradients = dict[nn.Parameter, Tensor]
 """Derivatives of an objective by parameters."""
@@ -16,6 +17,9 @@ Gradients = dict[nn.Parameter, Tensor]
 
 class WholeLayers:
     """Layers that a kernel computes as wholes; see :meth:`FCLayers.is_whole`.
+
+    They can be used for one minibatch after the other while nobody changes the layers but their
+    parameters and state, in place.
 
     Parameters
     ----------
@@ -26,18 +30,21 @@ class WholeLayers:
     """
 
     def __init__(self, layers: FCLayers, layer_pass: Any) -> None:
-        self._layers, self._layer_pass = layers, layer_pass
-        self._passes: list[Any] = []
+        self._covariates = layers.covariates
+        self._injects = [layers.inject_into_layer(i) for i in range(len(layers.fc_layers))]
+        parts = [whole_parts(part) for part in layers.fc_layers]
+        self._passes = [layer_pass(linear, norm) for linear, norm, _ in parts]
+        self._dropouts = [dropout for *_, dropout in parts]
 
     def forward(self, x: Tensor | SparseColumns, codes: tuple[Tensor | None, ...]) -> Tensor:
         """The units ``[n, h]``; arguments as for :meth:`FCLayers.forward`."""
-        covariates = self._layers.covariates(x, codes, None)
-        units: Any = x
-        for i, parts in enumerate(self._layers.fc_layers):
-            injects = covariates is not None and self._layers.inject_into_layer(i)
-            layer = self._layer_pass(*whole_parts(parts, units))
-            units = layer.forward(beside(units, covariates if injects else None))
-            self._passes.append(layer)
+        covariates, units, n = self._covariates(x, codes, None), x, x.shape[0]
+        for layer, dropout, injects in zip(
+            self._passes, self._dropouts, self._injects, strict=True
+        ):
+            mask = mask_of(dropout, (n, layer.n_units), x.dtype)
+            units = layer.forward(beside(units, covariates if injects else None), *mask)
+        assert isinstance(units, Tensor)
         return units
 
     def backward(self, slope_nh: Tensor, n_wanted: int, gradients: Gradients) -> Tensor | None:
@@ -57,11 +64,18 @@ class WholeLayers:
         slope: Tensor | None = slope_nh
         for i in reversed(range(len(self._passes))):
             layer = self._passes[i]
-            n_before = self._passes[i - 1].linear.out_features if i else n_wanted
+            n_before = self._passes[i - 1].n_units if i else n_wanted
             *by_parameters, slope = layer.backward(slope, n_before)
-            linear, norm = layer.linear, layer.norm
-            parameters = linear.weight, linear.bias, norm.weight, norm.bias
-            for parameter, gradient in zip(parameters, by_parameters, strict=True):
-                if gradient is not None:
-                    gradients[parameter] = gradient
+            note(gradients, layer.parameters, by_parameters)
         return slope
+
+
+def note(
+    gradients: Gradients,
+    parameters: Iterable[nn.Parameter | None],
+    slopes: Iterable[Tensor | None],
+) -> None:
+    """Add those derivatives that there are."""
+    for parameter, slope in zip(parameters, slopes, strict=True):
+        if parameter is not None and slope is not None:
+            gradients[parameter] = slope

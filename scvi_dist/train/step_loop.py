@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -89,12 +90,14 @@ class StepLoop(_TrainingEpochLoop):
         self._clips = clips_itself or self.trainer.gradient_clip_val is not None
         self.reset()
         self.on_run_start(data_fetcher)
-        while not self.done:
-            try:
-                self._step(data_fetcher)
-                self._after(data_fetcher)
-            except StopIteration:
-                break
+        # Whoever could change the module between two steps has Lightning's own loop.
+        with self.trainer.lightning_module.unchanged_module(self._needs_graph()):
+            while not self.done:
+                try:
+                    self._step(data_fetcher)
+                    self._after(data_fetcher)
+                except StopIteration:
+                    break
 
     def _step(self, data_fetcher: Any) -> None:
         """One minibatch; nothing of it is held when the next one is waited for."""
@@ -111,7 +114,12 @@ class StepLoop(_TrainingEpochLoop):
             for parameter in group["params"]:
                 parameter.grad = None
         loss = strategy.training_step(batch, batch_idx)
-        loss.backward()
+        if plan.gradients is None:
+            loss.backward()
+        else:
+            for parameter, gradient in plan.gradients.items():
+                parameter.grad = gradient
+            plan.gradients = None
         if self._clips:
             limit, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
             plan.configure_gradient_clipping(optimizer, limit, algorithm)
@@ -124,6 +132,15 @@ class StepLoop(_TrainingEpochLoop):
         for after_step in self._after_step:
             after_step(trainer, plan, outputs, batch, batch_idx)
         progress.increment_completed()
+
+    def _needs_graph(self) -> bool:
+        """Whether somebody waits for the derivatives where autograd leaves them."""
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            return True
+        parameters = self.trainer.lightning_module.parameters()
+        return torch.is_anomaly_enabled() or any(
+            p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters
+        )
 
     def _after(self, data_fetcher: Any) -> None:
         """What Lightning does between two steps, where there can be something to do."""

@@ -1,7 +1,8 @@
 """The Lightning module that trains any scvi_dist module: loss, KL warm-up, metrics, optimizer."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
+from scvi_dist.module.base import LossOutput
 from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.sync_batch_norm import Padding
 from scvi_dist.train.adam import Adam
@@ -109,6 +111,8 @@ class TrainingPlan(pl.LightningModule):
         # A bound method, not the module: that would be registered a second time.
         self._call: Any = _compiled(module, config)
         self._loss_alone = None if config.compile else getattr(module, "objective", None)
+        self.gradients: dict[nn.Parameter, Tensor] | None = None
+        """Derivatives of the last training loss by the parameters, where it has no graph."""
         self._loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)
         self._loss_args = set(signature(module.loss).parameters)
         if "n_obs" in self._loss_args:
@@ -144,6 +148,7 @@ class TrainingPlan(pl.LightningModule):
             raise TrainingFailed(self._diagnosis(batch)) from error
         self._add(self.train_sums, output, batch)
         objective = self._objective(output, batch)
+        self.gradients = output.gradients if isinstance(output, LossOutput) else None
         parts = [*output.reconstruction_loss.values(), *output.kl_local.values()]
         rows, losses = batch.rows[: batch.n_real], [part.detach() for part in parts]
         self.recent.add(self.cursor.global_step, rows, objective.detach(), losses)
@@ -173,9 +178,27 @@ class TrainingPlan(pl.LightningModule):
         self._bind(batch, seed, step)
         return self._loss_alone(batch, **self._loss_kwargs)
 
+    @contextmanager
+    def unchanged_module(self, with_graph: bool) -> Iterator[None]:
+        """Within it nobody changes the module but its weights, in place: steps take less time.
+
+        Parameters
+        ----------
+        with_graph
+            Whether the loss of a training step must be one that can be differentiated; else
+            :attr:`gradients` may have the derivatives.
+        """
+        usual, prepare = self._loss_alone, getattr(self.module, "steps_objective", None)
+        if usual is not None and prepare is not None:
+            self._loss_alone = prepare(with_graph)
+        try:
+            yield
+        finally:
+            self._loss_alone = usual
+
     def _objective(self, output: Any, batch: CellBatch) -> Tensor:
         """What is minimised: its mean over ranks is the mean loss of the global minibatch."""
-        return output.loss * batch.loss_scale
+        return output.loss if batch.loss_scale == 1.0 else output.loss * batch.loss_scale
 
     def _forward(self, batch: CellBatch, seed: int, step: int) -> tuple[Any, Any]:
         """What the module infers of a minibatch, and its loss."""

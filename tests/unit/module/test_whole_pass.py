@@ -12,7 +12,7 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.module import VAE
 from scvi_dist.module.base import LossOutput
 from scvi_dist.module.surgery import FreezeOptions, freeze
-from scvi_dist.module.whole_pass import takes_whole
+from scvi_dist.module.whole_pass import WholeLoss, can_be_whole
 from scvi_dist.nn import Encoder
 from tests.unit.module.vae_cases import COVARIATES, EMBEDDING, LIBRARY, N, build, cells
 
@@ -82,7 +82,8 @@ def test_the_loss_and_its_derivatives_are_those_of_the_graph(
 ) -> None:
     module, batch = build(**args), cells(n_padding=n_padding, **args)
     module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
-    assert takes_whole(batch, module, VAE)
+    assert can_be_whole(module, VAE)
+    assert WholeLoss(module).takes(batch)
     assert_same_step(module, batch)
 
 
@@ -90,7 +91,7 @@ def test_the_loss_and_its_derivatives_are_those_of_the_graph(
 def test_what_it_cannot_compute_goes_the_usual_way(args: dict[str, Any]) -> None:
     module, batch = build(**args), cells(**args)
     module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
-    assert not takes_whole(batch, module, VAE)
+    assert not can_be_whole(module, VAE)
     assert_same_step(module, batch)
 
 
@@ -106,7 +107,8 @@ def test_the_first_layer_of_known_genes_is_not_trained() -> None:
     freeze(module, FreezeOptions(freeze_decoder_first_layer=False))
     batch = cells()
     module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
-    assert takes_whole(batch, module, VAE)
+    assert can_be_whole(module, VAE)
+    assert WholeLoss(module).takes(batch)
     assert_same_step(module, batch)
 
 
@@ -140,7 +142,7 @@ def test_parts_of_somebodys_own_are_asked() -> None:
     module, batch = build(), cells()
     module.z_encoder.__class__ = _Halved
     module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
-    assert not takes_whole(batch, module, VAE)
+    assert not can_be_whole(module, VAE)
     assert_same_step(module, batch)
 
 
