@@ -111,7 +111,8 @@ class SparseCounts:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.indptr) - 1, self.n_genes
+        # A tensor takes long to say its length.
+        return self.indptr.shape[0] - 1, self.n_genes
 
     def to_dense(self) -> Tensor:
         """float32 ``[n, g]`` on the device of the entries.

@@ -32,6 +32,8 @@ class Passes(NamedTuple):
     """See :class:`~scvi_dist.kernels.posterior.PosteriorPass`."""
     loss_sums: Callable[[Tensor, Tensor, float], Tensor]
     """See :func:`~scvi_dist.kernels.loss_sums.loss_sums`."""
+    log_row_sums: Callable[[SparseCounts], Tensor]
+    """The logarithm ``[n]`` of the sum of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,12 @@ def _numba() -> Kernel:
         products_numba.row_sums,
         hidden_layer.hidden_layer,
         posterior.posterior,
-        Passes(hidden_layer.LayerPass, posterior.PosteriorPass, loss_sums.loss_sums),
+        Passes(
+            hidden_layer.LayerPass,
+            posterior.PosteriorPass,
+            loss_sums.loss_sums,
+            products_numba.log_row_sums,
+        ),
     )
 
 

@@ -89,7 +89,7 @@ class _Evaluation:
         self.real, (n, g) = self.hidden_nh.dtype, counts.shape
         # Bits that are not all zero are counted several times as fast as numbers.
         n_active = np.count_nonzero(self.hidden_nh.view(f"i{self.real.itemsize}"))
-        self.is_active = n_active <= MOST_ACTIVE * self.hidden_nh.size
+        self.is_active = int(n_active) <= MOST_ACTIVE * self.hidden_nh.size
         self.rows = Rows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
         _check_groups(problem)
         group_n = problem.group_n

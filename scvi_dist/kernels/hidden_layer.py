@@ -11,14 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scvi_dist.kernels.hidden_rows import (
-    Moments,
-    Norm,
-    activate,
-    deactivate,
-    multiply_few,
-    multiply_few_slopes,
-)
+from scvi_dist.kernels.hidden_rows import Moments, Norm, activate, deactivate
+from scvi_dist.kernels.small_products import multiply_few, multiply_few_slopes
 from scvi_dist.kernels.sparse_linear import SparseColumns
 
 Input: TypeAlias = Tensor | SparseColumns
@@ -79,19 +73,14 @@ class LayerPass:
         self.parameters = linear.weight, bias, norm.weight, norm.bias
         self._are_trained = tuple(p is not None and p.requires_grad for p in self.parameters)
         self._weight_hk = linear.weight.detach()
+        self.n_units = linear.out_features
         self._real = self._weight_hk.numpy().dtype
         none = np.zeros(linear.out_features, self._real)
         self._bias_h = none if bias is None else bias.detach().numpy()
         state = norm.weight, norm.bias, norm.running_mean, norm.running_var
-        self._norm = Norm(*(t.detach().numpy() for t in state))
-        self._n_batches = n_batches.numpy()
+        self._norm = Norm(*(t.detach().numpy() for t in state), n_batches.view(1).numpy())
         self._rates = norm.eps, float(norm.momentum or 0.0)
         self._first_trained = linear.in_features - getattr(linear, "n_trained", linear.in_features)
-
-    @property
-    def n_units(self) -> int:
-        """Hidden units."""
-        return len(self._weight_hk)
 
     def forward(self, x: Input, keep_nh: Tensor | None, factor: float) -> Tensor:
         """The units ``[n, h]``; ``keep_nh`` and ``factor`` as for :func:`hidden_layer`."""
@@ -99,8 +88,7 @@ class LayerPass:
         units_nh = self._product(x)
         out_nh = torch.empty_like(units_nh)
         self._units_nh, self._out_nh = units_nh.numpy(), out_nh.numpy()
-        self._moments = Moments(*np.empty((2, self.n_units)))
-        self._n_batches += 1
+        self._moments = Moments(np.empty(self.n_units), np.empty(self.n_units))
         keep = np.empty((0, 0), self._real) if keep_nh is None else keep_nh.numpy()
         numbers = (*self._rates, factor)
         rest = self._norm, keep, numbers, self._moments, self._out_nh
@@ -112,7 +100,7 @@ class LayerPass:
             return x.times(self._weight_hk)
         if x.shape[1] > FEW_INPUTS:
             return torch.mm(x, self._weight_hk.t())
-        units_nh = x.new_empty(len(x), self.n_units)
+        units_nh = x.new_empty(x.shape[0], self.n_units)
         self._x = x.contiguous()
         multiply_few(self._x.numpy(), self._weight_hk.numpy(), units_nh.numpy())
         return units_nh
@@ -154,7 +142,7 @@ class LayerPass:
                 by_weight = x.weight_gradient(gradient_nh, weight_hk, self._first_trained)
         elif x.shape[1] <= FEW_INPUTS:
             by_weight = torch.empty_like(weight_hk) if is_trained else weight_hk.new_empty(0, 0)
-            by_dense = x.new_empty(len(x), n_dense)
+            by_dense = x.new_empty(x.shape[0], n_dense)
             given = gradient_nh.numpy(), x.numpy(), weight_hk.numpy()
             multiply_few_slopes(*given, by_weight.numpy(), by_dense.numpy())
             return by_weight if is_trained else None, by_dense if n_dense else None

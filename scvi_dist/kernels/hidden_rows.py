@@ -1,6 +1,6 @@
 """Compiled loops of a hidden layer: batch norm, ReLU and dropout, forward and backward.
 
-Axis suffixes: ``n`` cells, ``k`` inputs, ``h`` hidden units.
+Axis suffixes: ``n`` cells, ``h`` hidden units.
 """
 
 from typing import Any, NamedTuple
@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, compiled, part
-from scvi_dist.kernels.posterior_rows import add_multiple, dot
 
 
 class Norm(NamedTuple):
-    """What a batch norm has, ``[h]`` each."""
+    """What a batch norm has, ``[h]`` each, and how many minibatches it has seen."""
 
     weight: np.ndarray
     bias: np.ndarray
     running_mean: np.ndarray
     running_var: np.ndarray
+    n_batches: np.ndarray
+    """int64 ``[1]``."""
 
 
 class Moments(NamedTuple):
@@ -86,6 +87,7 @@ def activate(
     mean, inverse = moments
     mean[:] = 0.0
     inverse[:] = 0.0
+    norm.n_batches[0] += 1
     for i in range(n):
         _add(units_nh[i], mean)
     mean /= n
@@ -195,47 +197,3 @@ def deactivate(
     for j in range(3):
         for k in range(weight_h.size):
             sums_3h[j, k] = real(sums[j, k])
-
-
-@compiled()
-def multiply_few(x_nk: np.ndarray, weight_hk: np.ndarray, units_nh: np.ndarray) -> None:
-    """Fill ``units_nh`` with ``x_nk @ weight_hk.T``, of few inputs.
-
-    It is done before a matrix library has begun.
-    """
-    weight_kh = np.ascontiguousarray(weight_hk.T)
-    for n in range(len(x_nk)):
-        units_nh[n] = 0.0
-        for k in range(len(weight_kh)):
-            if x_nk[n, k] != 0.0:
-                add_multiple(x_nk[n, k], weight_kh[k], units_nh[n])
-
-
-@compiled()
-def multiply_few_slopes(
-    gradient_nh: np.ndarray,
-    x_nk: np.ndarray,
-    weight_hk: np.ndarray,
-    by_weight_hk: np.ndarray,
-    by_x_nc: np.ndarray,
-) -> None:
-    """Fill derivatives by the factors of :func:`multiply_few`, from those by the product.
-
-    Parameters
-    ----------
-    by_weight_hk
-        ``[0, 0]`` where it is not wanted.
-    by_x_nc
-        By the first inputs.
-    """
-    weight_kh = np.ascontiguousarray(weight_hk.T)
-    by_weight_kh = np.zeros_like(weight_kh)
-    for n in range(len(x_nk)):
-        if by_weight_hk.size:
-            for k in range(len(weight_kh)):
-                if x_nk[n, k] != 0.0:
-                    add_multiple(x_nk[n, k], gradient_nh[n], by_weight_kh[k])
-        for k in range(by_x_nc.shape[1]):
-            by_x_nc[n, k] = dot(gradient_nh[n], weight_kh[k])
-    if by_weight_hk.size:
-        by_weight_hk[:] = by_weight_kh.T

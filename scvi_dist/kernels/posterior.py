@@ -60,7 +60,7 @@ class PosteriorPass:
     def forward(self, hidden_nh: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :func:`posterior` gives."""
         results = tuple(torch.empty_like(noise_nk) for _ in Normals._fields)
-        divergence_n = noise_nk.new_empty(len(noise_nk))
+        divergence_n = noise_nk.new_empty(noise_nk.shape[0])
         self._hidden_nh, self._noise_nk = hidden_nh.contiguous().numpy(), noise_nk.numpy()
         self._normals = Normals(*(x.numpy() for x in results))
         rest = self._eps, self._normals, divergence_n.numpy()

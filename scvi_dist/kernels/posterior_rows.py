@@ -1,16 +1,15 @@
 """Compiled loops of a normal posterior: its heads, a draw, the divergence, and their derivatives.
 
-The heads are small: a product of their own is done before a matrix library has begun.
-
 Axis suffixes: ``n`` cells, ``h`` hidden units, ``k`` latent.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, compiled, part
 from scvi_dist.kernels.math import exp, log
+from scvi_dist.kernels.small_products import dot, multiply_dense
 
 
 class Heads(NamedTuple):
@@ -28,22 +27,6 @@ class Normals(NamedTuple):
     mean: np.ndarray
     scale: np.ndarray
     z: np.ndarray
-
-
-@part(SUMS)
-def dot(x: np.ndarray, y: np.ndarray) -> Any:
-    """The scalar product."""
-    total = x.dtype.type(0.0)
-    for i in range(x.size):
-        total += x[i] * y[i]
-    return total
-
-
-@part(SUMS)
-def add_multiple(factor: Any, x: np.ndarray, total: np.ndarray) -> None:
-    """Add a multiple of a row to another."""
-    for i in range(x.size):
-        total[i] += factor * x[i]
 
 
 @compiled(SUMS)
@@ -79,6 +62,34 @@ def draw(
         divergence_n[n] = total
 
 
+@part()
+def _slopes_by_heads(
+    slopes: Normals,
+    divergence_slope_n: np.ndarray,
+    normals: Normals,
+    noise_nk: np.ndarray,
+    eps: float,
+    slope_nk: np.ndarray,
+) -> None:
+    """Fill the derivatives by what the heads of the mean and of the variance give."""
+    real, (n_cells, n_latent) = noise_nk.dtype.type, noise_nk.shape
+    for n in range(n_cells):
+        weight = divergence_slope_n[n]
+        for k in range(n_latent):
+            scale = normals.scale[n, k]
+            by_z = slopes.z[n, k] if slopes.z.size else real(0.0)
+            by_mean = by_z + weight * normals.mean[n, k]
+            by_scale = by_z * noise_nk[n, k] + weight * (scale - real(1.0) / scale)
+            if slopes.mean.size:
+                by_mean += slopes.mean[n, k]
+            if slopes.scale.size:
+                by_scale += slopes.scale[n, k]
+            slope_nk[n, k] = by_mean
+            # By the logarithm of the variance less eps.
+            by_var = by_scale * (scale * scale - real(eps)) / (scale + scale)
+            slope_nk[n, n_latent + k] = by_var
+
+
 @compiled(SUMS)
 def draw_slopes(
     slopes: Normals,
@@ -100,33 +111,20 @@ def draw_slopes(
     by_hidden_nh, by_heads
         ``[0, 0]`` or ``[0]`` where they are not wanted.
     """
-    real, (n_cells, n_latent) = noise_nk.dtype.type, noise_nk.shape
-    for by_weight in (by_heads.mean, by_heads.var):
-        by_weight[:] = 0.0
-    for by_bias in (by_heads.mean_bias, by_heads.var_bias):
-        by_bias[:] = 0.0
-    by_hidden_nh[:] = 0.0
-    for n in range(n_cells):
-        weight, hidden = divergence_slope_n[n], hidden_nh[n]
-        for k in range(n_latent):
-            scale = normals.scale[n, k]
-            by_z = slopes.z[n, k] if slopes.z.size else real(0.0)
-            by_mean = by_z + weight * normals.mean[n, k]
-            if slopes.mean.size:
-                by_mean += slopes.mean[n, k]
-            by_var = by_z * noise_nk[n, k] + weight * (scale - real(1.0) / scale)
-            if slopes.scale.size:
-                by_var += slopes.scale[n, k]
-            # By the logarithm of the variance less eps.
-            by_var *= (scale * scale - real(eps)) / (scale + scale)
-            if by_hidden_nh.size:
-                add_multiple(by_mean, heads.mean[k], by_hidden_nh[n])
-                add_multiple(by_var, heads.var[k], by_hidden_nh[n])
-            if by_heads.mean.size:
-                add_multiple(by_mean, hidden, by_heads.mean[k])
-            if by_heads.var.size:
-                add_multiple(by_var, hidden, by_heads.var[k])
-            if by_heads.mean_bias.size:
-                by_heads.mean_bias[k] += by_mean
-            if by_heads.var_bias.size:
-                by_heads.var_bias[k] += by_var
+    n_latent, real = noise_nk.shape[1], noise_nk.dtype
+    slope_nk = np.empty((len(noise_nk), 2 * n_latent), real)
+    _slopes_by_heads(slopes, divergence_slope_n, normals, noise_nk, eps, slope_nk)
+    slope_kn = np.ascontiguousarray(slope_nk.T)
+    if by_hidden_nh.size:
+        weights_kh = np.empty((2 * n_latent, hidden_nh.shape[1]), real)
+        weights_kh[:n_latent] = heads.mean
+        weights_kh[n_latent:] = heads.var
+        multiply_dense(slope_nk, weights_kh, by_hidden_nh)
+    if by_heads.mean.size:
+        multiply_dense(slope_kn[:n_latent], hidden_nh, by_heads.mean)
+    if by_heads.var.size:
+        multiply_dense(slope_kn[n_latent:], hidden_nh, by_heads.var)
+    for k in range(by_heads.mean_bias.size):
+        by_heads.mean_bias[k] = slope_kn[k].sum()
+    for k in range(by_heads.var_bias.size):
+        by_heads.var_bias[k] = slope_kn[n_latent + k].sum()

@@ -29,7 +29,11 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
 
     Each place is summed in the order of the rows, however many threads there are.
     """
-    slope_nh, (entries, g), h = slope_nh.contiguous(), (len(x.data), x.n_genes), slope_nh.shape[1]
+    slope_nh, (entries, g), h = (
+        slope_nh.contiguous(),
+        (x.data.shape[0], x.n_genes),
+        slope_nh.shape[1],
+    )
     csr = x.indptr.numpy(), x.indices.numpy(), x.data.numpy()
     rows = _SPACE.array("rows", (entries,), np.int32)
     values = _SPACE.array("values", (entries,), slope_nh.numpy().dtype)
@@ -54,7 +58,7 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
 
 def _multiply(csr: tuple[np.ndarray, ...], matrix_kh: Tensor, out_nh: Tensor) -> None:
     arrays = *csr, matrix_kh.numpy(), out_nh.numpy()
-    spans = _spans(len(out_nh), len(csr[1]) * matrix_kh.shape[1])
+    spans = _spans(out_nh.shape[0], csr[1].size * matrix_kh.shape[1])
     threads.run([partial(sparse_rows.multiply_rows, *ab, *arrays) for ab in spans])
 
 
@@ -68,6 +72,13 @@ def log1p(x: SparseCounts) -> SparseCounts:
     out = torch.empty_like(x.data)
     sparse_rows.log1p_entries(x.data.numpy(), out.numpy())
     return SparseCounts(x.indptr, x.indices, out, x.n_genes)
+
+
+def log_row_sums(x: SparseCounts) -> Tensor:
+    """The logarithm ``[n]`` of the sum of each row, of the dtype of the entries."""
+    sums = np.empty(x.shape[0], x.data.numpy().dtype)
+    sparse_rows.log_row_sums(x.indptr.numpy(), x.data.numpy(), sums)
+    return torch.from_numpy(sums)
 
 
 def row_sums(x: SparseCounts) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scvi_dist.kernels.compiled import compiled, part
 from scvi_dist.kernels.lane_code import VECTOR_BYTES
-from scvi_dist.kernels.math import log1p
+from scvi_dist.kernels.math import log, log1p
 from scvi_dist.kernels.row_lanes import add_rows
 
 
@@ -32,6 +32,42 @@ _COLUMNS = 512
 """Whose entries are placed at once: the places are in the cache."""
 
 
+@part()
+def add_row_products(
+    out: np.ndarray,
+    at: int,
+    before: np.ndarray,
+    before_at: int,
+    matrix_kh: np.ndarray,
+    columns: np.ndarray,
+    values: np.ndarray,
+    first: int,
+    end: int,
+) -> None:
+    """Fill a row of ``out`` with one of ``before`` plus a sparse row times ``matrix_kh``.
+
+    Parameters
+    ----------
+    at, before_at
+        Elements that the rows begin with.
+    columns, values, first, end
+        The sparse row is the entries from the first on, to the one before the end.
+    """
+    h, lanes = matrix_kh.shape[1], VECTOR_BYTES // matrix_kh.itemsize
+    many, ones = h - h % (_VECTORS * lanes), h - h % lanes
+    for a in range(0, many, _VECTORS * lanes):
+        old = before_at + a
+        _add_many(out, at + a, before, old, matrix_kh, a, h, columns, values, first, end)
+    for a in range(many, ones, lanes):
+        old = before_at + a
+        _add_one(out, at + a, before, old, matrix_kh, a, h, columns, values, first, end)
+    for a in range(ones, h):
+        total = before[before_at // h, a]
+        for entry in range(first, end):
+            total += values[entry] * matrix_kh[columns[entry], a]
+        out[at // h, a] = total
+
+
 @compiled()
 def multiply_rows(
     start: int,
@@ -49,8 +85,6 @@ def multiply_rows(
     be where the columns of a row are in order.
     """
     (k, h), n_bytes = matrix_kh.shape, matrix_kh.size * matrix_kh.itemsize
-    lanes = VECTOR_BYTES // matrix_kh.itemsize
-    many, ones = h - h % (_VECTORS * lanes), h - h % lanes
     n_blocks = 1 if n_bytes <= MOST_BYTES else -(-n_bytes // BLOCK_BYTES)
     begins = indptr[start:stop].copy()
     zeros = np.zeros((1, h), matrix_kh.dtype)
@@ -63,19 +97,7 @@ def multiply_rows(
                 end = _first_from(limit, indices, first, end)
                 begins[n - start] = end
             old = 0 if block == 0 else at
-            for a in range(0, many, _VECTORS * lanes):
-                _add_many(
-                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
-                )
-            for a in range(many, ones, lanes):
-                _add_one(
-                    out_nh, at + a, before, old + a, matrix_kh, a, h, indices, values, first, end
-                )
-            for a in range(ones, h):
-                total = before[old // h, a]
-                for entry in range(first, end):
-                    total += values[entry] * matrix_kh[indices[entry], a]
-                out_nh[n, a] = total
+            add_row_products(out_nh, at, before, old, matrix_kh, indices, values, first, end)
 
 
 @part()
@@ -158,11 +180,23 @@ def are_sorted(indptr: np.ndarray, indices: np.ndarray) -> bool:
     return True
 
 
+@part()
+def _row_sum(indptr: np.ndarray, data: np.ndarray, n: int) -> float:
+    total = 0.0
+    for entry in range(indptr[n], indptr[n + 1]):
+        total += data[entry]
+    return total
+
+
 @compiled()
 def row_sums(indptr: np.ndarray, data: np.ndarray, sums: np.ndarray) -> None:
     """Fill ``sums`` (float64) with the sum of each row."""
     for n in range(sums.size):
-        total = 0.0
-        for entry in range(indptr[n], indptr[n + 1]):
-            total += data[entry]
-        sums[n] = total
+        sums[n] = _row_sum(indptr, data, n)
+
+
+@compiled()
+def log_row_sums(indptr: np.ndarray, data: np.ndarray, logs: np.ndarray) -> None:
+    """Fill ``logs`` with the logarithm of the sum of each row."""
+    for n in range(logs.size):
+        logs[n] = log(_row_sum(indptr, data, n))

@@ -108,7 +108,7 @@ class LossOutput:
         output.kl_global, output.kl_global_sum = {"kl_global": nothing}, nothing
         output.classification_loss = output.logits = output.true_labels = None
         output.extra_metrics, output.gradients = {}, gradients
-        output.n_obs_minibatch = len(rec_n)
+        output.n_obs_minibatch = rec_n.shape[0]
         return output
 
     def _terms(self, name: str, value: LossTerm | None) -> dict[str, Tensor]:

@@ -15,12 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from scvi_dist.batch import REGISTRY_KEYS, CellBatch, SparseCounts
 from scvi_dist.kernels.choice import kernel_for
-from scvi_dist.kernels.count_loss import Expected
 from scvi_dist.kernels.problem import CountProblem
 from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.module.base import LossOutput, Tensors
 from scvi_dist.module.fused import has_kernels, takes
-from scvi_dist.module.library import observed_library
 from scvi_dist.module.vae_networks import VAENetworks
 from scvi_dist.nn import DecoderSCVI, Encoder, FCLayers
 from scvi_dist.nn.whole_layers import Gradients, WholeLayers, note
@@ -87,11 +85,11 @@ class WholeLoss:
     """
 
     def __init__(self, module: VAENetworks) -> None:
-        self._module, self._args = module, module.args
+        self._module, self._args, self._noise = module, module.args, module.noise
         self._kernel = kernel_for(module.device, module.kernel)
         encoder, passes = module.z_encoder, self._kernel.passes
         assert passes is not None
-        self._loss_sums = passes.loss_sums
+        self._passes, self._device = passes, module.device
         self._encoder = WholeLayers(encoder.encoder, passes.layer)
         heads = encoder.mean_encoder, encoder.var_encoder
         self._posterior = passes.posterior(*heads, encoder.var_eps)
@@ -109,10 +107,9 @@ class WholeLoss:
 
     def takes(self, tensors: Tensors) -> TypeGuard[CellBatch]:
         """Whether it is for this minibatch, and for what is asked of it now."""
-        module = self._module
-        if not torch.is_grad_enabled() or not module.training or not module.noise.is_bound:
+        if not torch.is_grad_enabled() or not self._module.training or not self._noise.is_bound:
             return False
-        if not takes(tensors, module.device) or tensors.n_cells < 2:
+        if not takes(tensors, self._device) or tensors.n_cells < 2:
             return False
         fields, args = tensors.fields, self._args
         if REGISTRY_KEYS.LATENT_QZM_KEY in fields or tensors.x.data.dtype != self._dtype:
@@ -135,7 +132,7 @@ class WholeLoss:
         """
         with torch.no_grad():
             rec_n, kl_n, gradients = self._there_and_back(batch, kl_weight)
-            loss, rec_sum, kl_sum = self._loss_sums(rec_n, kl_n, kl_weight).unbind()
+            loss, rec_sum, kl_sum = self._passes.loss_sums(rec_n, kl_n, kl_weight).unbind()
             no_kl_n = torch.zeros_like(kl_n)
         if with_graph:
             loss = _Known.apply(list(gradients.values()), loss, *gradients)
@@ -151,9 +148,9 @@ class WholeLoss:
         seen, codes = self._encoder_input(batch)
         hidden_nh = self._encoder.forward(seen, codes)
         like_nk = hidden_nh.new_empty(n, self._args.n_latent)
-        noise_nk = self._module.noise.normal_like(like_nk)
+        noise_nk = self._noise.normal_like(like_nk)
         _, _, z_nk, kl_n = self._posterior.forward(hidden_nh, noise_nk)
-        weight_n = Expected(n_real, 1.0 / max(n_real, 1)).weights(kl_n)
+        weight_n, by_kl_n = _weights(n, n_real, kl_weight, self._dtype)
         problem = self._problem(batch, self._decode(batch, z_nk))
         result = self._kernel.count_loss(problem, weight_n, self._wanted)
 
@@ -166,7 +163,6 @@ class WholeLoss:
             by_theta, px_r = slopes["log_theta_tg"], self._by_name["log_theta_tg"]
             gradients[px_r] = by_theta.t() if px_r.dim() == 2 else by_theta[0]
         by_z = self._decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
-        by_kl_n = kl_weight * weight_n
         by_hidden, *by_heads = self._posterior.backward(None, None, by_z, by_kl_n, True)
         note(gradients, self._posterior.parameters, by_heads)
         self._encoder.backward(by_hidden, 0, gradients)
@@ -202,11 +198,24 @@ class WholeLoss:
         if self._args.use_size_factor_key:
             log_size = torch.log(fields[REGISTRY_KEYS.SIZE_FACTOR_KEY])
         else:
-            log_size = observed_library(x)
+            log_size = self._passes.log_row_sums(x)
         if self._args.has_groups:
             labels = fields.get(REGISTRY_KEYS.LABELS_KEY)
             group_n = module._group_codes(fields[REGISTRY_KEYS.BATCH_KEY], labels)
         return self._count_model.problem(x, units_nh, log_size.reshape(-1), group_n)
+
+
+def _weights(n: int, n_real: int, kl_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Derivatives ``[n]`` of the objective by the losses and by the divergences of the cells."""
+    by_loss = 1.0 / max(n_real, 1)
+    both = (
+        torch.full((n,), by_loss, dtype=dtype),
+        torch.full((n,), kl_weight * by_loss, dtype=dtype),
+    )
+    if n_real < n:
+        for weight_n in both:
+            weight_n[n_real:] = 0.0
+    return both
 
 
 class _Known(torch.autograd.Function):

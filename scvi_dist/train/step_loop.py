@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from scvi_dist.batch import CellBatch
@@ -56,6 +57,7 @@ class StepLoop(_TrainingEpochLoop):
         self._ours = tuple(ours)
         self._after_step: list[Callable[..., None]] = []
         self._clips = True
+        self._training_step: Callable[[CellBatch, int], Any] = trainer.strategy.training_step
 
     @property
     def is_direct(self) -> bool:
@@ -88,6 +90,7 @@ class StepLoop(_TrainingEpochLoop):
             self.trainer.lightning_module, pl.LightningModule, ("configure_gradient_clipping",)
         )
         self._clips = clips_itself or self.trainer.gradient_clip_val is not None
+        self._training_step = self._shortest_training_step()
         self.reset()
         self.on_run_start(data_fetcher)
         # Whoever could change the module between two steps has Lightning's own loop.
@@ -113,13 +116,12 @@ class StepLoop(_TrainingEpochLoop):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        loss = strategy.training_step(batch, batch_idx)
-        if plan.gradients is None:
+        loss = self._training_step(batch, batch_idx)
+        if not plan.gradients:
             loss.backward()
-        else:
-            for parameter, gradient in plan.gradients.items():
-                parameter.grad = gradient
-            plan.gradients = None
+        for parameter, gradient in plan.gradients.items():
+            parameter.grad = gradient
+        plan.gradients.clear()
         if self._clips:
             limit, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
             plan.configure_gradient_clipping(optimizer, limit, algorithm)
@@ -132,6 +134,14 @@ class StepLoop(_TrainingEpochLoop):
         for after_step in self._after_step:
             after_step(trainer, plan, outputs, batch, batch_idx)
         progress.increment_completed()
+
+    def _shortest_training_step(self) -> Callable[[CellBatch, int], Any]:
+        """The plan's own, where the strategy and the precision add nothing to it."""
+        strategy = self.trainer.strategy
+        adds = strategy.model is not strategy.lightning_module
+        if adds or type(strategy.precision_plugin) is not Precision:
+            return strategy.training_step
+        return strategy.lightning_module.training_step
 
     def _needs_graph(self) -> bool:
         """Whether somebody waits for the derivatives where autograd leaves them."""

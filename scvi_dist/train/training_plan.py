@@ -111,7 +111,7 @@ class TrainingPlan(pl.LightningModule):
         # A bound method, not the module: that would be registered a second time.
         self._call: Any = _compiled(module, config)
         self._loss_alone = None if config.compile else getattr(module, "objective", None)
-        self.gradients: dict[nn.Parameter, Tensor] | None = None
+        self.gradients: dict[nn.Parameter, Tensor] = {}
         """Derivatives of the last training loss by the parameters, where it has no graph."""
         self._loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)
         self._loss_args = set(signature(module.loss).parameters)
@@ -148,7 +148,10 @@ class TrainingPlan(pl.LightningModule):
             raise TrainingFailed(self._diagnosis(batch)) from error
         self._add(self.train_sums, output, batch)
         objective = self._objective(output, batch)
-        self.gradients = output.gradients if isinstance(output, LossOutput) else None
+        # In the same place: to give a module another attribute takes long.
+        self.gradients.clear()
+        if isinstance(output, LossOutput) and output.gradients is not None:
+            self.gradients.update(output.gradients)
         parts = [*output.reconstruction_loss.values(), *output.kl_local.values()]
         rows, losses = batch.rows[: batch.n_real], [part.detach() for part in parts]
         self.recent.add(self.cursor.global_step, rows, objective.detach(), losses)
