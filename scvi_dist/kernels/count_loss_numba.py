@@ -169,8 +169,8 @@ class _Evaluation:
         for name, head in self.heads.items():
             slope_rg = blocks[name][a - first : b - first]
             if self.p.zeros_are_cut and head.is_active:
-                rest = head.weight_hg, slope_rg, slope_rh, is_first
-                part.products.slopes((a, b), head.head.units, *rest)
+                given = head.weight_hg, slope_rg, slope_rh, is_first
+                part.products.slopes((a, b), head.head.units, *given)
             else:
                 _add_slopes(head, torch.from_numpy(slope_rg), slope_rh, is_first)
             is_first = False
@@ -213,7 +213,7 @@ class _Evaluation:
     def result(self) -> CountResult:
         """The losses, and the gradients that were wanted."""
         found: dict[str, Callable[[], np.ndarray]] = {
-            "hidden_nh": lambda: self.hidden_slope_nh,
+            "hidden_nh": self._hidden_slopes,
             "log_size_n": lambda: self.cells.size_slope,
             "log_theta_tg": self._log_theta_slopes,
             "scale.bias": lambda: self._sum("bias"),
@@ -234,6 +234,10 @@ class _Evaluation:
         for other in others:
             total += other
         return total
+
+    def _hidden_slopes(self) -> np.ndarray:
+        assert self.hidden_slope_nh is not None
+        return self.hidden_slope_nh
 
     def _log_theta_slopes(self) -> np.ndarray:
         assert self.table is not None
@@ -280,7 +284,8 @@ def _room_for_table(thread: int, n_kinds: int, g: int, real: np.dtype) -> Disper
 
 def _table(log_theta_tg: Tensor) -> Dispersions:
     log_theta = log_theta_tg.contiguous().numpy()
-    table = _room_for_table(0, *log_theta.shape, log_theta.dtype)
+    n_kinds, g = log_theta.shape
+    table = _room_for_table(0, n_kinds, g, log_theta.dtype)
     fill_dispersions(log_theta, table)
     return table
 

@@ -77,8 +77,8 @@ class LayerPass:
         self._real = self._weight_hk.numpy().dtype
         none = np.zeros(linear.out_features, self._real)
         self._bias_h = none if bias is None else bias.detach().numpy()
-        state = norm.weight, norm.bias, norm.running_mean, norm.running_var
-        self._norm = Norm(*(t.detach().numpy() for t in state), n_batches.view(1).numpy())
+        state = norm.weight, norm.bias, norm.running_mean, norm.running_var, n_batches.view(1)
+        self._norm = Norm(*(t.detach().numpy() for t in state))
         self._rates = norm.eps, float(norm.momentum or 0.0)
         self._first_trained = linear.in_features - getattr(linear, "n_trained", linear.in_features)
 
@@ -126,11 +126,11 @@ class LayerPass:
             sums_3h,
         )
         by_weight, by_dense = self._factors(gradient_nh, n_dense)
-        rest = (
+        by_bias, by_norm, by_offset = (
             torch.from_numpy(by) if is_trained else None
             for by, is_trained in zip(sums_3h, self._are_trained[1:], strict=True)
         )
-        return LayerSlopes(by_weight, *rest, by_dense)
+        return LayerSlopes(by_weight, by_bias, by_norm, by_offset, by_dense)
 
     def _factors(self, gradient_nh: Tensor, n_dense: int) -> tuple[Tensor | None, Tensor | None]:
         """Derivatives by the weights and by dense columns."""

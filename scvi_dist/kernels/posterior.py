@@ -79,8 +79,9 @@ class PosteriorPass:
         real, n = self._noise_nk.dtype, len(self._noise_nk)
         none = np.empty((0, 0), real)
         given = (none if by is None else by.contiguous().numpy() for by in (by_loc, by_scale, by_z))
-        no_weight = by_divergence is None
-        weight_n = np.zeros(n, real) if no_weight else by_divergence.contiguous().numpy()
+        weight_n = np.zeros(n, real)
+        if by_divergence is not None:
+            weight_n = by_divergence.contiguous().numpy()
         by_hidden = np.empty_like(self._hidden_nh) if needs_hidden else none
         by_heads = Heads(
             *(

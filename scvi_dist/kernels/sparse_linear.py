@@ -85,7 +85,8 @@ class SparseColumns:
             self.products.scatter(self.sparse, slope_nh, gradient_kh[:g])
         if self.dense_nc is not None:
             torch.mm(self.dense_nc.t(), slope_nh, out=gradient_kh[g:])
-        gradient_kh[:first_trained] = 0
+        if first_trained:
+            gradient_kh[:first_trained] = 0
         return gradient_kh.t()
 
 

@@ -25,7 +25,7 @@ from scvi_dist.module.likelihoods import LIKELIHOODS, sample_counts
 from scvi_dist.module.marginal import importance_estimate
 from scvi_dist.module.vae_args import VAEArgs
 from scvi_dist.module.vae_networks import VAENetworks
-from scvi_dist.module.whole_pass import WholeLoss, can_be_whole
+from scvi_dist.module.whole_pass import objective_of
 from scvi_dist.nn.precision import full_precision
 
 
@@ -204,17 +204,7 @@ class VAE(VAENetworks):
         return self.steps_objective()(tensors, **loss_kwargs)
 
     def steps_objective(self, with_graph: bool = True) -> Callable[..., LossOutput]:
-        usual = super().objective
-        if not can_be_whole(self, VAE):
-            return usual
-        whole = WholeLoss(self)
-
-        def objective(tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
-            if loss_kwargs.keys() <= {"kl_weight"} and whole.takes(tensors):
-                return whole(tensors, float(loss_kwargs.get("kl_weight", 1.0)), with_graph)
-            return usual(tensors, **loss_kwargs)
-
-        return objective
+        return objective_of(self, VAE, super().objective, with_graph)
 
     def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
         """Generative outputs with the loss of the counts in place of their law."""

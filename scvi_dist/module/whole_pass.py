@@ -7,6 +7,7 @@ knows its derivatives by the parameters. Latent variables have none.
 Axis suffixes: ``n`` cells, ``k`` latent.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -28,6 +29,32 @@ _GOES_THROUGH = (
     *("decode_units", "_drawn", "_fused", "_reconstruction_loss"),
 )
 """Methods that the loss of a module goes through otherwise."""
+
+
+def objective_of(
+    module: VAENetworks, kind: type, usual: Callable[..., LossOutput], with_graph: bool
+) -> Callable[..., LossOutput]:
+    """What computes the loss of minibatches for as long as nobody changes the module.
+
+    Parameters
+    ----------
+    kind
+        As for :func:`can_be_whole`.
+    usual
+        Computes it otherwise.
+    with_graph
+        As for :class:`WholeLoss`.
+    """
+    if not can_be_whole(module, kind):
+        return usual
+    whole = WholeLoss(module)
+
+    def objective(tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
+        if loss_kwargs.keys() <= {"kl_weight"} and whole.takes(tensors):
+            return whole(tensors, float(loss_kwargs.get("kl_weight", 1.0)), with_graph)
+        return usual(tensors, **loss_kwargs)
+
+    return objective
 
 
 def can_be_whole(module: VAENetworks, kind: type) -> bool:

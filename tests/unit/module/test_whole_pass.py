@@ -179,3 +179,31 @@ def test_derivatives_are_given_away_once() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="given away"):
         loss.backward()
+
+
+def test_without_a_graph_the_output_has_the_derivatives() -> None:
+    module, batch = build(dispersion="gene-batch", n_layers=2), cells()
+    expected, slopes = trained(copy.deepcopy(module), batch, whole=True)
+    objective = module.steps_objective(with_graph=False)
+    for _ in range(2):
+        # The second minibatch finds what the first one has left.
+        other = copy.deepcopy(module.state_dict())
+        module.noise.at(3, 0, batch.start, batch.start + batch.n_cells, batch.n_global)
+        seen = objective(batch, kl_weight=0.3)
+        assert not seen.loss.requires_grad
+        torch.testing.assert_close(seen.loss, expected.loss.detach())
+        for parameter, slope in zip(module.parameters(), slopes, strict=True):
+            assert (parameter in seen.gradients) == (slope is not None)
+            if slope is not None:
+                torch.testing.assert_close(2 * seen.gradients[parameter], slope)
+        module.load_state_dict(other)
+
+
+def test_what_a_prepared_loss_cannot_compute_goes_the_usual_way() -> None:
+    module, batch = build(), cells()
+    objective = module.steps_objective(with_graph=False)
+    module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
+    dense = replace(batch, x=batch.dense_x())
+    assert objective(dense).loss.requires_grad
+    module.eval()
+    assert objective(batch).gradients is None

@@ -133,3 +133,46 @@ def test_functions_as_callbacks_are_called(make_job: MakeJob) -> None:
     callback = LambdaCallback(on_train_batch_end=lambda *given: seen.append(given[-1]))
     fit(make_job(max_epochs=2), extras=TrainerExtras(callbacks=(callback,)))
     assert seen == [0, 1, 2, 3, 4] * 2
+
+
+class Hooked(Looks):
+    """Waits for derivatives where autograd leaves them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        weight = plan.module.z_encoder.mean_encoder.weight
+        weight.register_post_accumulate_grad_hook(lambda p: self.sizes.append(p.grad.numel()))
+
+
+def test_derivatives_that_somebody_waits_for_come_by_autograd(make_job: MakeJob) -> None:
+    (ours, looks), (hooked, waits) = (
+        run(make_job(max_epochs=2), callback) for callback in (Looks(), Hooked())
+    )
+    assert (looks.direct, waits.direct) == ([True, True], [True, True])
+    assert len(waits.sizes) == hooked.steps
+    torch.testing.assert_close(ours.state_dict, hooked.state_dict, rtol=0, atol=0)
+
+
+class Freezes(Looks):
+    """Stops training a part when an epoch begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: list[torch.Tensor] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        head = plan.module.z_encoder.mean_encoder
+        self.means.append(head.weight.detach().clone())
+        head.requires_grad_(trainer.current_epoch == 0)
+
+
+def test_what_an_epoch_begins_with_counts_for_its_steps(make_job: MakeJob) -> None:
+    result, freezes = run(make_job(max_epochs=3), Freezes())
+    assert freezes.direct == [True] * 3
+    first, second, third = freezes.means
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
+    assert torch.equal(third, result.state_dict["z_encoder.mean_encoder.weight"])
