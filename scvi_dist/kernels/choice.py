@@ -30,6 +30,8 @@ class Passes(NamedTuple):
     """See :class:`~scvi_dist.kernels.hidden_layer.LayerPass`."""
     posterior: Any
     """See :class:`~scvi_dist.kernels.posterior.PosteriorPass`."""
+    normals: Any
+    """See :class:`~scvi_dist.kernels.posterior_rows.Normals`."""
     loss_sums: Callable[[Tensor, Tensor, float], Tensor]
     """See :func:`~scvi_dist.kernels.loss_sums.loss_sums`."""
     log_row_sums: Callable[[SparseCounts], Tensor]
@@ -79,6 +81,7 @@ def _numba() -> Kernel:
         Passes(
             hidden_layer.LayerPass,
             posterior.PosteriorPass,
+            posterior.Normals,
             loss_sums.loss_sums,
             products_numba.log_row_sums,
         ),

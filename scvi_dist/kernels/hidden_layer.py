@@ -3,7 +3,6 @@
 Axis suffixes: ``n`` cells, ``k`` inputs, ``h`` hidden units.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,13 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from scvi_dist.kernels.hidden_rows import Moments, Norm, activate, deactivate
-from scvi_dist.kernels.small_products import multiply_few, multiply_few_slopes
+from scvi_dist.kernels.layer_product import LayerProduct
 from scvi_dist.kernels.sparse_linear import SparseColumns
 
 Input: TypeAlias = Tensor | SparseColumns
-
-FEW_INPUTS = 32
-"""With so few a product takes less time than a matrix library's begins with."""
 
 
 def hidden_layer(
@@ -45,11 +41,11 @@ def hidden_layer(
 class LayerSlopes(NamedTuple):
     """Derivatives of an objective; None by what is not trained or was not asked for."""
 
-    weight: Tensor | None
-    bias: Tensor | None
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    dense: Tensor | None
+    weight: np.ndarray | None
+    bias: np.ndarray | None
+    norm_weight: np.ndarray | None
+    norm_bias: np.ndarray | None
+    dense: np.ndarray | None
     """By the first dense columns of the input."""
 
 
@@ -57,7 +53,7 @@ class LayerPass:
     """A layer of a minibatch, forward and then backward; no graph is recorded.
 
     It can be used for one minibatch after the other while parameters and state of the layer have
-    their place in memory.
+    their place in memory. Arrays, because tensors take several times as long to make and to see.
 
     Parameters
     ----------
@@ -71,86 +67,55 @@ class LayerPass:
         assert norm.running_var is not None
         assert n_batches is not None
         self.parameters = linear.weight, bias, norm.weight, norm.bias
-        self._are_trained = tuple(p is not None and p.requires_grad for p in self.parameters)
-        self._weight_hk = linear.weight.detach()
         self.n_units = linear.out_features
-        self._real = self._weight_hk.numpy().dtype
-        none = np.zeros(linear.out_features, self._real)
-        self._bias_h = none if bias is None else bias.detach().numpy()
+        self._are_trained = tuple(p is not None and p.requires_grad for p in self.parameters)
+        self._product = LayerProduct(linear)
         state = norm.weight, norm.bias, norm.running_mean, norm.running_var, n_batches.view(1)
         self._norm = Norm(*(t.detach().numpy() for t in state))
+        self._real = self._norm.weight.dtype
+        none = np.zeros(self.n_units, self._real)
+        self._bias_h = none if bias is None else bias.detach().numpy()
         self._rates = norm.eps, float(norm.momentum or 0.0)
-        self._first_trained = linear.in_features - getattr(linear, "n_trained", linear.in_features)
+        self._all_are_kept = np.empty((0, 0), self._real)
 
-    def forward(self, x: Input, keep_nh: Tensor | None, factor: float) -> Tensor:
+    def forward(
+        self, x: np.ndarray | SparseColumns, keep_nh: np.ndarray | None, factor: float
+    ) -> np.ndarray:
         """The units ``[n, h]``; ``keep_nh`` and ``factor`` as for :func:`hidden_layer`."""
-        self._x, self._factor = x, factor
-        units_nh = self._product(x)
-        out_nh = torch.empty_like(units_nh)
-        self._units_nh, self._out_nh = units_nh.numpy(), out_nh.numpy()
+        self._units_nh, self._factor = self._product.forward(x), factor
+        self._out_nh = np.empty_like(self._units_nh)
         self._moments = Moments(np.empty(self.n_units), np.empty(self.n_units))
-        keep = np.empty((0, 0), self._real) if keep_nh is None else keep_nh.numpy()
-        numbers = (*self._rates, factor)
-        rest = self._norm, keep, numbers, self._moments, self._out_nh
-        activate(self._units_nh, self._bias_h, *rest)
-        return out_nh
+        keep_nh = self._all_are_kept if keep_nh is None else keep_nh
+        rest = keep_nh, (*self._rates, factor), self._moments, self._out_nh
+        activate(self._units_nh, self._bias_h, self._norm, *rest)
+        return self._out_nh
 
-    def _product(self, x: Input) -> Tensor:
-        if isinstance(x, SparseColumns):
-            return x.times(self._weight_hk)
-        if x.shape[1] > FEW_INPUTS:
-            return torch.mm(x, self._weight_hk.t())
-        units_nh = x.new_empty(x.shape[0], self.n_units)
-        self._x = x.contiguous()
-        multiply_few(self._x.numpy(), self._weight_hk.numpy(), units_nh.numpy())
-        return units_nh
-
-    def backward(self, slope_nh: Tensor, n_dense: int) -> LayerSlopes:
-        """From derivatives by the units.
+    def backward(self, slope_nh: np.ndarray, n_dense: int) -> LayerSlopes:
+        """From derivatives by the units, which are contiguous.
 
         Parameters
         ----------
         n_dense
             Dense columns of the input by which derivatives are asked for.
         """
-        gradient_nh = torch.empty_like(slope_nh, memory_format=torch.contiguous_format)
+        gradient_nh = np.empty_like(slope_nh)
         sums_3h = np.empty((3, self.n_units), self._real)
         deactivate(
-            slope_nh.contiguous().numpy(),
+            slope_nh,
             self._units_nh,
             self._out_nh,
             self._norm.weight,
             self._factor,
             self._moments,
-            gradient_nh.numpy(),
+            gradient_nh,
             sums_3h,
         )
-        by_weight, by_dense = self._factors(gradient_nh, n_dense)
+        by_weight, by_dense = self._product.backward(gradient_nh, self._are_trained[0], n_dense)
         by_bias, by_norm, by_offset = (
-            torch.from_numpy(by) if is_trained else None
+            by if is_trained else None
             for by, is_trained in zip(sums_3h, self._are_trained[1:], strict=True)
         )
         return LayerSlopes(by_weight, by_bias, by_norm, by_offset, by_dense)
-
-    def _factors(self, gradient_nh: Tensor, n_dense: int) -> tuple[Tensor | None, Tensor | None]:
-        """Derivatives by the weights and by dense columns."""
-        x, weight_hk, is_trained = self._x, self._weight_hk, self._are_trained[0]
-        by_weight, by_dense, first_dense = None, None, 0
-        if isinstance(x, SparseColumns):
-            first_dense = x.sparse.n_genes
-            if is_trained:
-                by_weight = x.weight_gradient(gradient_nh, weight_hk, self._first_trained)
-        elif x.shape[1] <= FEW_INPUTS:
-            by_weight = torch.empty_like(weight_hk) if is_trained else weight_hk.new_empty(0, 0)
-            by_dense = x.new_empty(x.shape[0], n_dense)
-            given = gradient_nh.numpy(), x.numpy(), weight_hk.numpy()
-            multiply_few_slopes(*given, by_weight.numpy(), by_dense.numpy())
-            return by_weight if is_trained else None, by_dense if n_dense else None
-        elif is_trained:
-            by_weight = torch.mm(gradient_nh.t(), x)
-        if n_dense:
-            by_dense = torch.mm(gradient_nh, weight_hk[:, first_dense : first_dense + n_dense])
-        return by_weight, by_dense
 
 
 class _HiddenLayer(torch.autograd.Function):
@@ -162,12 +127,10 @@ class _HiddenLayer(torch.autograd.Function):
         x: Input,
         *tensors: Tensor | None,
     ) -> Tensor:
-        ctx.layer = layer
-        if not isinstance(x, SparseColumns):
-            x = x.detach()
-        elif x.dense_nc is not None:
-            x = replace(x, dense_nc=x.dense_nc.detach())
-        out_nh = layer.forward(x, *dropout)
+        ctx.layer, (keep_nh, factor) = layer, dropout
+        seen = x if isinstance(x, SparseColumns) else x.detach().contiguous().numpy()
+        keep = None if keep_nh is None else keep_nh.numpy()
+        out_nh = torch.from_numpy(layer.forward(seen, keep, factor))
         # A change of these before the derivatives are asked for is an error.
         ctx.save_for_backward(out_nh, *tensors)
         return out_nh
@@ -177,4 +140,5 @@ class _HiddenLayer(torch.autograd.Function):
     def backward(ctx: Any, slope_nh: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *_, dense = ctx.saved_tensors
         n_dense = dense.shape[1] if ctx.needs_input_grad[-1] else 0
-        return (None, None, None, *ctx.layer.backward(slope_nh, n_dense))
+        slopes = ctx.layer.backward(slope_nh.contiguous().numpy(), n_dense)
+        return (None, None, None, *(None if by is None else torch.from_numpy(by) for by in slopes))

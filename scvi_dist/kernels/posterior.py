@@ -33,17 +33,18 @@ def posterior(
 class PosteriorSlopes(NamedTuple):
     """Derivatives of an objective; None by what is not trained or was not asked for."""
 
-    hidden: Tensor | None
-    mean_weight: Tensor | None
-    mean_bias: Tensor | None
-    var_weight: Tensor | None
-    var_bias: Tensor | None
+    hidden: np.ndarray | None
+    mean_weight: np.ndarray | None
+    mean_bias: np.ndarray | None
+    var_weight: np.ndarray | None
+    var_bias: np.ndarray | None
 
 
 class PosteriorPass:
     """The posterior of a minibatch, forward and then backward; no graph is recorded.
 
     It can be used for one minibatch after the other while the heads have their place in memory.
+    All arrays are contiguous.
 
     Parameters
     ----------
@@ -57,58 +58,40 @@ class PosteriorPass:
         self._are_trained = tuple(p.requires_grad for p in self.parameters)
         self._eps = eps
 
-    def forward(self, hidden_nh: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, hidden_nh: np.ndarray, noise_nk: np.ndarray) -> tuple[Normals, np.ndarray]:
         """What :func:`posterior` gives."""
-        results = tuple(torch.empty_like(noise_nk) for _ in Normals._fields)
-        divergence_n = noise_nk.new_empty(noise_nk.shape[0])
-        self._hidden_nh, self._noise_nk = hidden_nh.contiguous().numpy(), noise_nk.numpy()
-        self._normals = Normals(*(x.numpy() for x in results))
-        rest = self._eps, self._normals, divergence_n.numpy()
-        draw(self._hidden_nh, self._heads, self._noise_nk, *rest)
-        return (*results, divergence_n)
+        self._hidden_nh, self._noise_nk = hidden_nh, noise_nk
+        self._normals = Normals(*(np.empty_like(noise_nk) for _ in Normals._fields))
+        divergence_n = np.empty(len(noise_nk), noise_nk.dtype)
+        draw(hidden_nh, self._heads, noise_nk, self._eps, self._normals, divergence_n)
+        return self._normals, divergence_n
 
     def backward(
-        self,
-        by_loc: Tensor | None,
-        by_scale: Tensor | None,
-        by_z: Tensor | None,
-        by_divergence: Tensor | None,
-        needs_hidden: bool,
+        self, slopes: Normals, by_divergence_n: np.ndarray, needs_hidden: bool
     ) -> PosteriorSlopes:
-        """From derivatives by what :meth:`forward` gave; None where there are none."""
-        real, n = self._noise_nk.dtype, len(self._noise_nk)
-        none = np.empty((0, 0), real)
-        given = (none if by is None else by.contiguous().numpy() for by in (by_loc, by_scale, by_z))
-        weight_n = np.zeros(n, real)
-        if by_divergence is not None:
-            weight_n = by_divergence.contiguous().numpy()
-        by_hidden = np.empty_like(self._hidden_nh) if needs_hidden else none
-        by_heads = Heads(
-            *(
-                np.empty_like(x) if is_trained else np.empty((0,) * x.ndim, real)
-                for x, is_trained in zip(self._heads, self._are_trained, strict=True)
-            )
+        """From derivatives by what :meth:`forward` gave; ``[0, 0]`` where there are none."""
+        real, wanted = self._noise_nk.dtype, (needs_hidden, *self._are_trained)
+        by_hidden, *by_heads = (
+            np.empty_like(x) if is_wanted else np.empty((0,) * x.ndim, real)
+            for x, is_wanted in zip((self._hidden_nh, *self._heads), wanted, strict=True)
         )
         values = self._hidden_nh, self._heads, self._normals, self._noise_nk, self._eps
-        draw_slopes(Normals(*given), weight_n, *values, by_hidden, by_heads)
-        found = (by_hidden, *by_heads)
-        wanted = (needs_hidden, *self._are_trained)
-        return PosteriorSlopes(
-            *(
-                torch.from_numpy(x) if is_wanted else None
-                for x, is_wanted in zip(found, wanted, strict=True)
-            )
-        )
+        draw_slopes(slopes, by_divergence_n, *values, by_hidden, Heads(*by_heads))
+        found = zip((by_hidden, *by_heads), wanted, strict=True)
+        return PosteriorSlopes(*(by if is_wanted else None for by, is_wanted in found))
 
 
 class _Posterior(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, run: PosteriorPass, noise_nk: Tensor, hidden_nh: Tensor, *heads: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        results = run.forward(hidden_nh.detach(), noise_nk)
+        normals, divergence_n = run.forward(
+            hidden_nh.detach().contiguous().numpy(), noise_nk.numpy()
+        )
+        results = tuple(torch.from_numpy(x) for x in (*normals, divergence_n))
         # A change of these before the derivatives are asked for is an error.
         ctx.save_for_backward(hidden_nh, *heads, *results)
         return results
@@ -118,5 +101,12 @@ class _Posterior(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, *slopes: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        assert ctx.saved_tensors
-        return (None, None, *ctx.run.backward(*slopes, ctx.needs_input_grad[2]))
+        *_, divergence_n = ctx.saved_tensors
+        real = divergence_n.numpy().dtype
+        *by_normals, by_divergence = (
+            None if by is None else by.contiguous().numpy() for by in slopes
+        )
+        given = Normals(*(np.empty((0, 0), real) if by is None else by for by in by_normals))
+        weight_n = np.zeros(len(divergence_n), real) if by_divergence is None else by_divergence
+        found = ctx.run.backward(given, weight_n, ctx.needs_input_grad[2])
+        return (None, None, *(None if by is None else torch.from_numpy(by) for by in found))

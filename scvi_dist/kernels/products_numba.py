@@ -1,6 +1,7 @@
 """Products of sparse rows with dense ones by compiled loops. For CPUs."""
 
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,28 +16,42 @@ LEAST_PRODUCTS_OF_PART = 1_000_000
 _SPACE = Workspace()
 
 
+Csr: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""``indptr``, ``indices`` and values."""
+
+
+def csr_of(x: SparseCounts, dtype: torch.dtype) -> Csr:
+    """Arrays that share memory with these rows; values are of this type."""
+    return x.indptr.numpy(), x.indices.numpy(), x.data.to(dtype).numpy()
+
+
 def multiply(x: SparseCounts, weight_gh: Tensor) -> Tensor:
     """``[n, h]``, of the dtype of the weights."""
-    n, weight_gh = x.shape[0], weight_gh.contiguous()
-    out_nh = torch.empty(n, weight_gh.shape[1], dtype=weight_gh.dtype)
-    csr = x.indptr.numpy(), x.indices.numpy(), x.data.to(weight_gh.dtype).numpy()
-    _multiply(csr, weight_gh, out_nh)
+    matrix_gh = weight_gh.contiguous().numpy()
+    return torch.from_numpy(product_of(csr_of(x, weight_gh.dtype), matrix_gh))
+
+
+def product_of(csr: Csr, matrix_kh: np.ndarray) -> np.ndarray:
+    """Sparse rows times a contiguous matrix."""
+    out_nh = np.empty((len(csr[0]) - 1, matrix_kh.shape[1]), matrix_kh.dtype)
+    _multiply(csr, matrix_kh, out_nh)
     return out_nh
 
 
 def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
-    """Fill the gradient, which is contiguous, with the transposed rows times the slopes.
+    """Fill the gradient, which is contiguous, with the transposed rows times the slopes."""
+    csr = csr_of(x, slope_nh.dtype)
+    fill_transposed_product(csr, slope_nh.contiguous().numpy(), gradient_gh.numpy())
+
+
+def fill_transposed_product(csr: Csr, slope_nh: np.ndarray, gradient_gh: np.ndarray) -> None:
+    """Fill a contiguous matrix with transposed sparse rows times contiguous ones.
 
     Each place is summed in the order of the rows, however many threads there are.
     """
-    slope_nh, (entries, g), h = (
-        slope_nh.contiguous(),
-        (x.data.shape[0], x.n_genes),
-        slope_nh.shape[1],
-    )
-    csr = x.indptr.numpy(), x.indices.numpy(), x.data.numpy()
+    entries, (g, h) = len(csr[1]), gradient_gh.shape
     rows = _SPACE.array("rows", (entries,), np.int32)
-    values = _SPACE.array("values", (entries,), slope_nh.numpy().dtype)
+    values = _SPACE.array("values", (entries,), slope_nh.dtype)
     are_sorted = sparse_rows.are_sorted(*csr[:2])
     spans = _spans(g, entries * h) if are_sorted else [(0, g)]
     # One more than the columns of each span, and no two begin at the same place.
@@ -48,17 +63,16 @@ def scatter(x: SparseCounts, slope_nh: Tensor, gradient_gh: Tensor) -> None:
         sparse_rows.transpose(spans[k], csr, are_sorted, transposed)
         if are_sorted:
             a, b = spans[k]
-            dense = slope_nh.numpy(), gradient_gh.numpy()[a:b]
-            sparse_rows.multiply_rows(0, b - a, *transposed, *dense)
+            sparse_rows.multiply_rows(0, b - a, *transposed, slope_nh, gradient_gh[a:b])
 
     threads.run([partial(scatter_columns, k) for k in range(len(spans))])
     if not are_sorted:
         _multiply((starts, rows, values), slope_nh, gradient_gh)
 
 
-def _multiply(csr: tuple[np.ndarray, ...], matrix_kh: Tensor, out_nh: Tensor) -> None:
-    arrays = *csr, matrix_kh.numpy(), out_nh.numpy()
-    spans = _spans(out_nh.shape[0], csr[1].size * matrix_kh.shape[1])
+def _multiply(csr: Csr, matrix_kh: np.ndarray, out_nh: np.ndarray) -> None:
+    spans = _spans(len(out_nh), len(csr[1]) * matrix_kh.shape[1])
+    arrays = *csr, matrix_kh, out_nh
     threads.run([partial(sparse_rows.multiply_rows, *ab, *arrays) for ab in spans])
 
 

@@ -10,6 +10,7 @@ Axis suffixes: ``n`` cells, ``k`` latent.
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -122,6 +123,7 @@ class WholeLoss:
         self._posterior = passes.posterior(*heads, encoder.var_eps)
         self._decoder = WholeLayers(module.decoder.px_decoder, passes.layer)
         self._dtype = encoder.mean_encoder.weight.dtype
+        self._none = np.empty((0, 0), encoder.mean_encoder.weight.detach().numpy().dtype)
         last = module.count_model()
         self._count_model = last.detached()
         self._by_name: dict[str, Any] = (
@@ -172,14 +174,14 @@ class WholeLoss:
     ) -> tuple[Tensor, Tensor, Gradients]:
         """Losses and divergences of the cells that count, and derivatives of the mean objective."""
         n, n_real = batch.n_cells, batch.n_real
-        seen, codes = self._encoder_input(batch)
-        hidden_nh = self._encoder.forward(seen, codes)
-        like_nk = hidden_nh.new_empty(n, self._args.n_latent)
-        noise_nk = self._noise.normal_like(like_nk)
-        _, _, z_nk, kl_n = self._posterior.forward(hidden_nh, noise_nk)
-        weight_n, by_kl_n = _weights(n, n_real, kl_weight, self._dtype)
+        hidden_nh = self._encoder.forward(*self._encoder_input(batch))
+        like_nk = torch.empty((n, self._args.n_latent), dtype=self._dtype)
+        noise_nk = self._noise.normal_like(like_nk).numpy()
+        (_, _, z_nk), kl_n = self._posterior.forward(hidden_nh, noise_nk)
         problem = self._problem(batch, self._decode(batch, z_nk))
-        result = self._kernel.count_loss(problem, weight_n, self._wanted)
+        weight_n = np.full(n, 1.0 / max(n_real, 1), z_nk.dtype)
+        weight_n[n_real:] = 0.0
+        result = self._kernel.count_loss(problem, torch.from_numpy(weight_n), self._wanted)
 
         slopes, gradients = result.gradients, {}
         for name, parameter in self._by_name.items():
@@ -189,11 +191,14 @@ class WholeLoss:
             # Of the shape of the parameter, which is [g] or [g, t].
             by_theta, px_r = slopes["log_theta_tg"], self._by_name["log_theta_tg"]
             gradients[px_r] = by_theta.t() if px_r.dim() == 2 else by_theta[0]
-        by_z = self._decoder.backward(slopes["hidden_nh"], z_nk.shape[1], gradients)
-        by_hidden, *by_heads = self._posterior.backward(None, None, by_z, by_kl_n, True)
+        by_units_nh = slopes["hidden_nh"].numpy()
+        by_z_nk = self._decoder.backward(by_units_nh, z_nk.shape[1], gradients)
+        slopes_by_draw = self._passes.normals(self._none, self._none, by_z_nk)
+        weight_n *= kl_weight
+        by_hidden_nh, *by_heads = self._posterior.backward(slopes_by_draw, weight_n, True)
         note(gradients, self._posterior.parameters, by_heads)
-        self._encoder.backward(by_hidden, 0, gradients)
-        return result.loss_n[:n_real], kl_n[:n_real], gradients
+        self._encoder.backward(by_hidden_nh, 0, gradients)
+        return result.loss_n[:n_real], torch.from_numpy(kl_n[:n_real]), gradients
 
     def _encoder_input(self, batch: CellBatch) -> tuple[SparseColumns, tuple[Tensor, ...]]:
         """As the module's own, of what it takes."""
@@ -207,11 +212,11 @@ class WholeLoss:
             columns = columns.with_columns(fields[REGISTRY_KEYS.CONT_COVS_KEY])
         return columns, self._codes(batch)
 
-    def _decode(self, batch: CellBatch, z_nk: Tensor) -> Tensor:
+    def _decode(self, batch: CellBatch, z_nk: np.ndarray) -> Tensor:
         """Hidden units ``[n, h]`` before the heads of the genes."""
         cont_covs = batch.fields.get(REGISTRY_KEYS.CONT_COVS_KEY)
-        seen = z_nk if cont_covs is None else torch.cat([z_nk, cont_covs], dim=-1)
-        return self._decoder.forward(seen, self._codes(batch))
+        seen = z_nk if cont_covs is None else np.concatenate((z_nk, cont_covs.numpy()), axis=1)
+        return torch.from_numpy(self._decoder.forward(seen, self._codes(batch)))
 
     def _codes(self, batch: CellBatch) -> tuple[Tensor, ...]:
         fields = batch.fields
@@ -230,19 +235,6 @@ class WholeLoss:
             labels = fields.get(REGISTRY_KEYS.LABELS_KEY)
             group_n = module._group_codes(fields[REGISTRY_KEYS.BATCH_KEY], labels)
         return self._count_model.problem(x, units_nh, log_size.reshape(-1), group_n)
-
-
-def _weights(n: int, n_real: int, kl_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Derivatives ``[n]`` of the objective by the losses and by the divergences of the cells."""
-    by_loss = 1.0 / max(n_real, 1)
-    both = (
-        torch.full((n,), by_loss, dtype=dtype),
-        torch.full((n,), kl_weight * by_loss, dtype=dtype),
-    )
-    if n_real < n:
-        for weight_n in both:
-            weight_n[n_real:] = 0.0
-    return both
 
 
 class _Known(torch.autograd.Function):

@@ -125,7 +125,7 @@ class FCLayers(nn.Module):
         kernel
             What computes whole layers where it can. Sparse columns bring their own.
         """
-        covariates = self.covariates(x, cat_list, cont)
+        covariates = self.covariates(cat_list, cont, x.dtype)
         units: Any = x
         if covariates is not None and x.dim() == 3:
             covariates = covariates.expand(units.shape[0], -1, -1)
@@ -174,7 +174,7 @@ class FCLayers(nn.Module):
         self, x: Tensor, *cat_list: Tensor | None, cont: Tensor | None = None
     ) -> Tensor:
         """What the first layer sees: ``x`` and the covariates, as for :meth:`forward`."""
-        covariates = self.covariates(x, cat_list, cont)
+        covariates = self.covariates(cat_list, cont, x.dtype)
         if covariates is None:
             return x
         if x.dim() == 3:
@@ -182,7 +182,7 @@ class FCLayers(nn.Module):
         return torch.cat([x, covariates], dim=-1)
 
     def covariates(
-        self, x: Tensor | SparseColumns, cat_list: tuple[Tensor | None, ...], cont: Tensor | None
+        self, cat_list: tuple[Tensor | None, ...], cont: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
         """Continuous columns, then the indicators of each category ``[n, n_cov]``."""
         if len(cat_list) < len(self.n_cat_list):
@@ -201,7 +201,7 @@ class FCLayers(nn.Module):
                     "were given for it."
                 )
             is_encoded = codes.dim() > 1 and codes.shape[-1] == n_categories
-            columns.append(codes if is_encoded else one_hot(codes, n_categories, x.dtype))
+            columns.append(codes if is_encoded else one_hot(codes, n_categories, dtype))
         if len(columns) < 2:
             return columns[0] if columns else None
         return torch.cat(columns, dim=-1)
