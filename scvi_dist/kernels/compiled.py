@@ -21,9 +21,14 @@ _WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 def part(
     fastmath: Iterable[str] = FUSED_MULTIPLY_ADD,
+    *,
+    inlined: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator of a function that only compiled functions call: it is compiled into them."""
-    options = OPTIONS | _WITHOUT_WRAPPERS | {"fastmath": set(fastmath)}
+    """A decorator of a function that only compiled functions call: it is compiled into them.
+
+    Arguments are as for :func:`compiled`.
+    """
+    options = OPTIONS | _WITHOUT_WRAPPERS | {"fastmath": set(fastmath), "forceinline": inlined}
     return lambda function: njit(**options)(function)
 
 

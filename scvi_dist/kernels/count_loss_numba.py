@@ -62,7 +62,7 @@ class _HeadArrays(NamedTuple):
     """Whether they leave out units that are zero."""
     weight_hg: np.ndarray
     bias_g: np.ndarray
-    gradient_gh: Tensor | None
+    gradient_hg: np.ndarray | None
     """To be filled; None where it is not wanted."""
 
     def seen(self, hidden_nh: np.ndarray) -> Tensor:
@@ -107,14 +107,14 @@ class _Evaluation:
         self.parts = [self._part(k) for k in range(threads.n_parts(n * g, least))]
 
     def _head(self, name: str, head: Head) -> _HeadArrays:
-        weight_hg = head.weight_gh.t()
+        weight_hg = head.weight_gh.numpy().T
         is_wanted = f"{name}.weight" in self.wanted
         return _HeadArrays(
             head,
-            self.is_active and weight_hg.is_contiguous(),
-            weight_hg.numpy(),
+            self.is_active and weight_hg.flags.c_contiguous,
+            weight_hg,
             head.bias_g.numpy(),
-            torch.empty_like(head.weight_gh) if is_wanted else None,
+            np.empty_like(weight_hg) if is_wanted else None,
         )
 
     def _part(self, thread: int) -> _Part:
@@ -143,7 +143,7 @@ class _Evaluation:
                 for part, ab in zip(self.parts, spans, strict=False)
             ]
         )
-        if any(head.gradient_gh is not None for head in self.heads.values()):
+        if any(head.gradient_hg is not None for head in self.heads.values()):
             spans = threads.cuts(0, shape[1], n_parts)
             threads.run(
                 [
@@ -196,15 +196,15 @@ class _Evaluation:
     ) -> None:
         (first, stop), (a, b) = rows, genes
         for name, head in self.heads.items():
-            gradient_gh, slope_rg = head.gradient_gh, blocks[name]
-            if gradient_gh is None:
+            gradient_hg, slope_rg = head.gradient_hg, blocks[name]
+            if gradient_hg is None:
                 continue
             if head.is_active:
-                rest = slope_rg, genes, gradient_gh.t().numpy(), first == 0
+                rest = slope_rg, genes, gradient_hg, first == 0
                 part.products.add_weights(rows, head.head.units, *rest)
                 continue
             seen_rh = head.seen(self.hidden_nh[first:stop])
-            slope_gr = torch.from_numpy(slope_rg[:, a:b]).t()
+            slope_gr, gradient_gh = (torch.from_numpy(x.T) for x in (slope_rg[:, a:b], gradient_hg))
             if first:
                 gradient_gh[a:b].addmm_(slope_gr, seen_rh)
             else:
@@ -224,8 +224,8 @@ class _Evaluation:
             name: torch.from_numpy(value()) for name, value in found.items() if name in self.wanted
         }
         for name, head in self.heads.items():
-            if head.gradient_gh is not None:
-                gradients[f"{name}.weight"] = head.gradient_gh
+            if head.gradient_hg is not None:
+                gradients[f"{name}.weight"] = torch.from_numpy(head.gradient_hg.T)
         return CountResult(torch.from_numpy(self.cells.loss), gradients)
 
     def _sum(self, name: str) -> np.ndarray:

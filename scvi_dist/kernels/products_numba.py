@@ -83,9 +83,10 @@ def _spans(n: int, n_products: int) -> list[tuple[int, int]]:
 
 def log1p(x: SparseCounts) -> SparseCounts:
     """The logarithm of one plus each entry."""
-    out = torch.empty_like(x.data)
-    sparse_rows.log1p_entries(x.data.numpy(), out.numpy())
-    return SparseCounts(x.indptr, x.indices, out, x.n_genes)
+    data = x.data.numpy()
+    logs = np.empty_like(data)
+    sparse_rows.log1p_entries(data, logs)
+    return SparseCounts(x.indptr, x.indices, torch.from_numpy(logs), x.n_genes)
 
 
 def log_row_sums(x: SparseCounts) -> Tensor:

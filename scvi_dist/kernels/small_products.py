@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scvi_dist.kernels.compiled import SUMS, compiled, part
-from scvi_dist.kernels.sparse_rows import add_row_products
+from scvi_dist.kernels.sparse_rows import add_row_products, row_widths
 
 
 @part(SUMS)
@@ -25,8 +25,9 @@ def multiply_dense(x_nk: np.ndarray, matrix_kh: np.ndarray, out_nh: np.ndarray) 
     """Fill ``out_nh`` with ``x_nk @ matrix_kh``; all are contiguous."""
     (n_rows, n_columns), h = x_nk.shape, matrix_kh.shape[1]
     columns, zeros = np.arange(n_columns), np.zeros((1, h), out_nh.dtype)
+    widths = row_widths(matrix_kh)
     for n in range(n_rows):
-        add_row_products(out_nh, n * h, zeros, 0, matrix_kh, columns, x_nk[n], 0, n_columns)
+        add_row_products(out_nh, n * h, zeros, 0, matrix_kh, columns, x_nk[n], 0, n_columns, widths)
 
 
 @compiled()

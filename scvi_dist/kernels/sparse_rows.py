@@ -33,6 +33,16 @@ _COLUMNS = 512
 
 
 @part()
+def row_widths(matrix_kh: np.ndarray) -> tuple[int, int, int]:
+    """Lanes of a vector, and where in a row the many vectors and the single ones end.
+
+    Asked once for all rows: to divide takes as long as to multiply some of them.
+    """
+    h, lanes = matrix_kh.shape[1], VECTOR_BYTES // matrix_kh.itemsize
+    return lanes, h - h % (_VECTORS * lanes), h - h % lanes
+
+
+@part(inlined=True)
 def add_row_products(
     out: np.ndarray,
     at: int,
@@ -43,6 +53,7 @@ def add_row_products(
     values: np.ndarray,
     first: int,
     end: int,
+    widths: tuple[int, int, int],
 ) -> None:
     """Fill a row of ``out`` with one of ``before`` plus a sparse row times ``matrix_kh``.
 
@@ -52,9 +63,10 @@ def add_row_products(
         Elements that the rows begin with.
     columns, values, first, end
         The sparse row is the entries from the first on, to the one before the end.
+    widths
+        See :func:`row_widths`.
     """
-    h, lanes = matrix_kh.shape[1], VECTOR_BYTES // matrix_kh.itemsize
-    many, ones = h - h % (_VECTORS * lanes), h - h % lanes
+    h, (lanes, many, ones) = matrix_kh.shape[1], widths
     for a in range(0, many, _VECTORS * lanes):
         old = before_at + a
         _add_many(out, at + a, before, old, matrix_kh, a, h, columns, values, first, end)
@@ -86,7 +98,7 @@ def multiply_rows(
     """
     (k, h), n_bytes = matrix_kh.shape, matrix_kh.size * matrix_kh.itemsize
     n_blocks = 1 if n_bytes <= MOST_BYTES else -(-n_bytes // BLOCK_BYTES)
-    begins = indptr[start:stop].copy()
+    begins, widths = indptr[start:stop].copy(), row_widths(matrix_kh)
     zeros = np.zeros((1, h), matrix_kh.dtype)
     for block in range(n_blocks):
         limit = k * (block + 1) // n_blocks
@@ -97,7 +109,9 @@ def multiply_rows(
                 end = _first_from(limit, indices, first, end)
                 begins[n - start] = end
             old = 0 if block == 0 else at
-            add_row_products(out_nh, at, before, old, matrix_kh, indices, values, first, end)
+            add_row_products(
+                out_nh, at, before, old, matrix_kh, indices, values, first, end, widths
+            )
 
 
 @part()

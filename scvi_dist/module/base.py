@@ -4,7 +4,7 @@ Axis suffixes: ``n`` cells.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -95,20 +95,26 @@ class LossOutput:
     def of_sums(
         cls,
         loss: Tensor,
-        reconstruction: tuple[Tensor, Tensor],
-        kl_local: tuple[dict[str, Tensor], Tensor],
+        reconstruction_n: Tensor,
+        kl_local: dict[str, Tensor],
+        sums: Sequence[Tensor],
         gradients: dict[nn.Parameter, Tensor] | None,
     ) -> "LossOutput":
-        """An output of which each term is given with its sum."""
+        """An output of which the sums over cells are known.
+
+        Parameters
+        ----------
+        sums
+            Of the reconstruction loss and of the divergences of each cell; a zero, for those that
+            cells share.
+        """
         output = cls.__new__(cls)
-        rec_n, output.reconstruction_loss_sum = reconstruction
-        output.kl_local, output.kl_local_sum = kl_local
-        nothing = loss.detach().new_zeros(())
-        output.loss, output.reconstruction_loss = loss, {"reconstruction_loss": rec_n}
-        output.kl_global, output.kl_global_sum = {"kl_global": nothing}, nothing
+        output.reconstruction_loss_sum, output.kl_local_sum, output.kl_global_sum = sums
+        output.loss, output.reconstruction_loss = loss, {"reconstruction_loss": reconstruction_n}
+        output.kl_local, output.kl_global = kl_local, {"kl_global": output.kl_global_sum}
         output.classification_loss = output.logits = output.true_labels = None
         output.extra_metrics, output.gradients = {}, gradients
-        output.n_obs_minibatch = rec_n.shape[0]
+        output.n_obs_minibatch = reconstruction_n.shape[0]
         return output
 
     def _terms(self, name: str, value: LossTerm | None) -> dict[str, Tensor]:

@@ -161,13 +161,13 @@ class WholeLoss:
         """
         with torch.no_grad():
             rec_n, kl_n, gradients = self._there_and_back(batch, kl_weight)
-            loss, rec_sum, kl_sum = self._passes.loss_sums(rec_n, kl_n, kl_weight).unbind()
-            no_kl_n = torch.zeros_like(kl_n)
+            loss, *sums = self._passes.loss_sums(rec_n, kl_n, kl_weight).unbind()
+        no_kl_n = torch.from_numpy(np.zeros(kl_n.shape[0], self._none.dtype))
         if with_graph:
             loss = _Known.apply(list(gradients.values()), loss, *gradients)
         kl_local = {"kl_divergence_l": no_kl_n, "kl_divergence_z": kl_n}
         known = None if with_graph else gradients
-        return LossOutput.of_sums(loss, (rec_n, rec_sum), (kl_local, kl_sum), known)
+        return LossOutput.of_sums(loss, rec_n, kl_local, sums, known)
 
     def _there_and_back(
         self, batch: CellBatch, kl_weight: float
@@ -189,8 +189,8 @@ class WholeLoss:
                 gradients[parameter] = slopes[name]
         if "log_theta_tg" in slopes:
             # Of the shape of the parameter, which is [g] or [g, t].
-            by_theta, px_r = slopes["log_theta_tg"], self._by_name["log_theta_tg"]
-            gradients[px_r] = by_theta.t() if px_r.dim() == 2 else by_theta[0]
+            by_theta, px_r = slopes["log_theta_tg"].numpy(), self._by_name["log_theta_tg"]
+            gradients[px_r] = torch.from_numpy(by_theta.T if px_r.dim() == 2 else by_theta[0])
         by_units_nh = slopes["hidden_nh"].numpy()
         by_z_nk = self._decoder.backward(by_units_nh, z_nk.shape[1], gradients)
         slopes_by_draw = self._passes.normals(self._none, self._none, by_z_nk)
@@ -198,7 +198,8 @@ class WholeLoss:
         by_hidden_nh, *by_heads = self._posterior.backward(slopes_by_draw, weight_n, True)
         note(gradients, self._posterior.parameters, by_heads)
         self._encoder.backward(by_hidden_nh, 0, gradients)
-        return result.loss_n[:n_real], torch.from_numpy(kl_n[:n_real]), gradients
+        rec_n = result.loss_n if n_real == n else result.loss_n[:n_real]
+        return rec_n, torch.from_numpy(kl_n[:n_real]), gradients
 
     def _encoder_input(self, batch: CellBatch) -> tuple[SparseColumns, tuple[Tensor, ...]]:
         """As the module's own, of what it takes."""
@@ -228,13 +229,13 @@ class WholeLoss:
         x, fields, module, group_n = batch.x, batch.fields, self._module, None
         assert isinstance(x, SparseCounts)
         if self._args.use_size_factor_key:
-            log_size = torch.log(fields[REGISTRY_KEYS.SIZE_FACTOR_KEY])
+            log_size = torch.log(fields[REGISTRY_KEYS.SIZE_FACTOR_KEY]).reshape(-1)
         else:
             log_size = self._passes.log_row_sums(x)
         if self._args.has_groups:
             labels = fields.get(REGISTRY_KEYS.LABELS_KEY)
             group_n = module._group_codes(fields[REGISTRY_KEYS.BATCH_KEY], labels)
-        return self._count_model.problem(x, units_nh, log_size.reshape(-1), group_n)
+        return self._count_model.problem(x, units_nh, log_size, group_n)
 
 
 class _Known(torch.autograd.Function):
