@@ -12,29 +12,19 @@ import math
 import numpy as np
 
 from scvi_dist.kernels.code_cache import cached_njit
+from scvi_dist.kernels.hashing import GAMMA, splitmix64
 
 MAX_POISSON_RATE = 1e8
 """Rates above are cut, as where laws are sampled with torch."""
 BY_INVERSION = 16.0
 """Means below are drawn by inversion, whose cost is the mean; those above as Poisson of Gamma."""
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_S11 = np.uint64(11)
 _UNIT = 1.0 / 9007199254740992.0
 _SMALL_RATE = 10.0
 _NEGLIGIBLE = 1e-18
 _FIRST_PLACE = 1
 """Place 0 of a stream decides whether a zero is extra, or which part of a mixture it is."""
-
-
-@cached_njit(nogil=True, inline="always")
-def _hashed(x: np.uint64) -> np.uint64:
-    z = x + _GAMMA
-    z = (z ^ (z >> _S30)) * _MIX_1
-    z = (z ^ (z >> _S27)) * _MIX_2
-    return z ^ (z >> _S31)
 
 
 @cached_njit(nogil=True, inline="always")
@@ -46,7 +36,7 @@ def _unit(bits: np.uint64) -> float:
 @cached_njit(nogil=True)
 def _uniform(element: np.uint64, place: int) -> float:
     """The number at a place of an element's stream, never 0."""
-    return _unit(_hashed(element + np.uint64(place) * _GAMMA)) + 0.5 * _UNIT
+    return _unit(splitmix64(element + np.uint64(place) * GAMMA)) + 0.5 * _UNIT
 
 
 @cached_njit(nogil=True)
@@ -184,10 +174,10 @@ def draw_counts(
     is_inflated = zero_logits_snf.size > 0
     for s in range(n_samples):
         for n in range(n_cells):
-            first = starts[n] + np.uint64(s * n_features) * _GAMMA
+            first = starts[n] + np.uint64(s * n_features) * GAMMA
             for f in range(n_features):
-                element = _hashed(first)
-                first += _GAMMA
+                element = splitmix64(first)
+                first += GAMMA
                 mu = float(mu_snf[s, n, f])
                 u = _unit(element)
                 if u < 1.0 - mu:
@@ -216,10 +206,10 @@ def draw_mixtures(
     n_samples, n_cells, n_features = mu_1_snf.shape
     for s in range(n_samples):
         for n in range(n_cells):
-            first = starts[n] + np.uint64(s * n_features) * _GAMMA
+            first = starts[n] + np.uint64(s * n_features) * GAMMA
             for f in range(n_features):
-                element = _hashed(first)
-                first += _GAMMA
+                element = splitmix64(first)
+                first += GAMMA
                 weight = 1.0 / (1.0 + math.exp(-float(logits_snf[s, n, f])))
                 mu, theta = float(mu_2_snf[s, n, f]), float(theta_2_snf[s, n, f])
                 if _uniform(element, 0) < weight:

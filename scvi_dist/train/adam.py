@@ -1,25 +1,46 @@
 """Adam for parameters of any layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from inspect import unwrap
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import profiler
+from torch.optim.optimizer import (
+    Optimizer,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from scvi_dist.kernels import threads
 
-_NOT_HERE = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+_not_here = itemgetter(
+    "amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay"
+)
 """Options of torch's that the compiled step has not."""
 LEAST_OF_PART = 150_000
 """Numbers whose step takes some 0.1 ms: fewer are not worth a thread."""
-_AVERAGES = ("exp_avg", "exp_avg_sq", "step")
+_KIND = (torch.float32, True, torch.strided)
+"""Type, whether on a CPU, and layout of what the compiled step takes."""
+
+
+_AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+"""What torch keeps of a parameter that has as many elements, in the order of its arguments."""
 
 
 def _is_column_major(x: Tensor) -> bool:
     return x.dim() == 2 and x.t().is_contiguous()
+
+
+def _laid_as(like: Tensor, x: Tensor) -> Tensor:
+    """The same numbers, which lie in memory as those of another tensor do."""
+    return torch.empty_like(like.detach()).copy_(x)
 
 
 class Adam(torch.optim.Adam):
@@ -31,125 +52,148 @@ class Adam(torch.optim.Adam):
     other options, and the first one.
     """
 
-    @cached_property
-    def _places(self) -> "dict[int, _Place]":
-        """By the identity of the parameter. Not kept where an optimizer is copied or pickled."""
-        return {}
+    # Neither is kept where an optimizer is copied or pickled.
+    _tables: "Sequence[_Table]" = ()
+    """One for each group, of the last step."""
+    _held: Sequence[Any] = ()
+    """What they were made for, held so that nothing else comes to lie there."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return (_watched_step if self._is_watched else Adam._step)(self, closure)
+
+    # Torch then leaves it as it is: to look for hooks and profilers takes it 0.1 ms.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @property
+    def _is_watched(self) -> bool:
+        return bool(
+            profiler._is_profiler_enabled
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+        )
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        tables = [self._table(group) for group in self.param_groups]
-        known = [table for table in tables if table is not None]
-        if len(known) < len(tables):
-            super().step()
-            return loss
-        for group, table in zip(self.param_groups, known, strict=True):
-            _step(group, table)
+        if self._may_move() and self._find_tables():
+            for group, table in zip(self.param_groups, self._tables, strict=True):
+                _move(group, table)
+        else:
+            # Torch's own, without the hooks that an optimizer of torch's has put around it.
+            unwrap(torch.optim.Adam.step, stop=lambda f: not hasattr(f, "hooked"))(self)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        # Files may have the means row by row, whatever the parameter's layout.
-        for parameter, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state and state[name].stride() != parameter.stride():
-                    state[name] = torch.empty_like(parameter.detach()).copy_(state[name])
+    def _may_move(self) -> bool:
+        """Whether the compiled step has what is asked for."""
+        return getattr(self, "grad_scale", None) is None and all(
+            group["fused"] and not any(_not_here(group)) and not isinstance(group["lr"], Tensor)
+            for group in self.param_groups
+        )
 
-    def _table(self, group: dict[str, Any]) -> np.ndarray | None:
-        """The addresses that the compiled step takes; None where it is not for this group."""
-        if not group["fused"] or any(group[name] for name in _NOT_HERE):
-            return None
-        if isinstance(group["lr"], Tensor) or getattr(self, "grad_scale", None) is not None:
-            return None
-        rows: list[tuple[int, ...]] = []
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            place = self._place(parameter)
-            if place is None or not _is_like(gradient, place.stride):
-                return None
-            rows.append((place.address, gradient.data_ptr(), *place.moments, place.size))
-        return np.array(rows, dtype=np.int64).reshape(-1, 6)
-
-    def _place(self, parameter: Tensor) -> "_Place | None":
-        """Where a parameter and its state are; None where the compiled step cannot take them."""
-        state = self.state.get(parameter)
-        place = self._places.get(id(parameter))
-        if place is None or not place.is_of(parameter, state):
-            place = _Place.of(parameter, state) if state else None
-            if place is not None:
-                self._places[id(parameter)] = place
-        return place
+    def _find_tables(self) -> bool:
+        """Know where everything is; False where the compiled step cannot take it."""
+        held: list[Any] = []
+        for group in self.param_groups:
+            held.append(group)
+            held += [p for p in group["params"] if p.grad is not None]
+        held += self.state
+        held += chain.from_iterable(map(dict.values, self.state.values()))
+        is_known = len(held) == len(self._held) and all(map(is_, held, self._held))
+        if is_known and all(table.take_gradients() for table in self._tables):
+            return True
+        tables = [_Table.of(group["params"], self.state) for group in self.param_groups]
+        found = [table for table in tables if table is not None and table.take_gradients()]
+        is_whole = len(found) == len(tables)
+        self._tables, self._held = (found, held) if is_whole else ((), ())
+        return is_whole
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *others: Any
     ) -> bool:
         has_complex = super()._init_group(group, params, grads, *others)
-        averages = [moments for moments in others[:2] if len(moments) == len(params)]
-        lists = [params, grads, *averages]
+        averages = {name: x for name, x in zip(_AVERAGES, others, strict=False) if x}
         for i, parameter in enumerate(params):
-            if parameter.is_contiguous():
-                continue
-            if all(_is_column_major(values[i]) for values in lists):
-                for values in lists:
+            # Torch's fused kernel takes elements in the order of memory. Files may have the means
+            # row by row, whatever the parameter's layout.
+            stride = parameter.stride()
+            if grads[i].stride() != stride:
+                grads[i] = _laid_as(parameter, grads[i])
+            for name, values in averages.items():
+                if values[i].stride() != stride:
+                    values[i] = self.state[parameter][name] = _laid_as(parameter, values[i])
+            if not parameter.is_contiguous() and _is_column_major(parameter):
+                for values in (params, grads, *averages.values()):
                     values[i] = values[i].t()
         return has_complex
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a parameter and its moments are: they stay there from one step to the next."""
+_watched_step = Optimizer.profile_hook_step(Adam._step)
 
-    averages: tuple[Tensor, ...]
-    """Mean, square and number of steps; held, so that nothing else comes to lie there."""
-    address: int
-    moments: tuple[int, int, int]
-    """Addresses of the averages."""
-    size: int
-    stride: tuple[int, ...]
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Where the parameters of a group that have gradients are, and what belongs to them.
+
+    All but the gradients stay there from one step to the next.
+    """
+
+    parameters: list[Tensor]
+    addresses: list[int]
+    """Of the parameters."""
+    strides: list[tuple[int, ...]]
+    rows: np.ndarray
+    """What the compiled step takes."""
+    n_elements: int
 
     @staticmethod
-    def of(parameter: Tensor, state: dict[str, Tensor]) -> "_Place | None":
+    def of(parameters: list[Tensor], states: dict[Tensor, dict[str, Tensor]]) -> "_Table | None":
         """None unless all are float32 on the CPU, with the same elements side by side."""
-        stride, averages = parameter.stride(), tuple(state[name] for name in _AVERAGES)
-        if not all(_is_like(x, stride) for x in (parameter, *averages[:2])):
+        parameters = [p for p in parameters if p.grad is not None]
+        strides = [p.stride() for p in parameters]
+        if not (_lie_alike(parameters, strides) and all(states.get(p) for p in parameters)):
             return None
-        if not (parameter.is_contiguous() or _is_column_major(parameter)):
-            return None
-        mean, square, step = (x.data_ptr() for x in averages)
-        rest = (mean, square, step), parameter.numel(), stride
-        return _Place(averages, parameter.data_ptr(), *rest)
-
-    def is_of(self, parameter: Tensor, state: dict[str, Tensor] | None) -> bool:
-        """Whether they still are there."""
-        if state is None or parameter.data_ptr() != self.address:
-            return False
-        # Asked for each parameter in each step: a loop would take three times as long.
-        mean, square, count = self.averages
-        return (
-            state.get("exp_avg") is mean
-            and state.get("exp_avg_sq") is square
-            and state.get("step") is count
+        means, squares, counts = (
+            [states[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
         )
+        if not (_lie_alike(means, strides) and _lie_alike(squares, strides)):
+            return None
+        if not all(p.is_contiguous() or _is_column_major(p) for p in parameters):
+            return None
+        addresses = [p.data_ptr() for p in parameters]
+        rows = np.zeros((len(parameters), 6), dtype=np.int64)
+        rows[:, 0] = addresses
+        for column, tensors in enumerate((means, squares, counts), start=2):
+            rows[:, column] = [x.data_ptr() for x in tensors]
+        rows[:, 5] = [p.numel() for p in parameters]
+        return _Table(parameters, addresses, strides, rows, int(rows[:, 5].sum()))
+
+    def take_gradients(self) -> bool:
+        """Note where they are; False where they lie otherwise, or the parameters have moved."""
+        gradients: list[Any] = [p.grad for p in self.parameters]
+        if not _lie_alike(gradients, self.strides):
+            return False
+        self.rows[:, 1] = [gradient.data_ptr() for gradient in gradients]
+        return [p.data_ptr() for p in self.parameters] == self.addresses
 
 
-def _is_like(x: Tensor, stride: tuple[int, ...]) -> bool:
-    """Whether it is float32 on the CPU, and lies like that in memory."""
-    return x.dtype == torch.float32 and x.is_cpu and not x.is_sparse and x.stride() == stride
+def _lie_alike(tensors: list[Tensor], strides: list[tuple[int, ...]]) -> bool:
+    """Whether all are float32 on the CPU, and lie like that in memory."""
+    kinds = [(x.dtype, x.is_cpu, x.layout) for x in tensors]
+    return kinds.count(_KIND) == len(kinds) and [x.stride() for x in tensors] == strides
 
 
-def _step(group: dict[str, Any], table: np.ndarray) -> None:
+def _move(group: dict[str, Any], table: _Table) -> None:
     # numba takes long to load, and not every process trains.
     from scvi_dist.kernels.adam_rows import Rates, adam_rows, count_steps
 
-    n = threads.n_parts(int(table[:, 5].sum()), LEAST_OF_PART)
+    n = threads.n_parts(table.n_elements, LEAST_OF_PART)
     beta, beta_square = group["betas"]
     numbers = group["lr"], beta, beta_square, group["eps"], group["weight_decay"]
     rates = Rates(*map(float, numbers))
-    threads.run([partial(adam_rows, table, k, n, rates) for k in range(n)])
-    count_steps(table)
-    torch.autograd.graph.increment_version([p for p in group["params"] if p.grad is not None])
+    threads.run([partial(adam_rows, table.rows, k, n, rates) for k in range(n)])
+    count_steps(table.rows)
+    torch.autograd.graph.increment_version(table.parameters)

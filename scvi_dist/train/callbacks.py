@@ -17,6 +17,7 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.errors import ConfigError, TrainingFailed, did_you_mean
 from scvi_dist.train.configs import NEVER, EarlyStoppingConfig, TrainConfig, World
 from scvi_dist.train.diagnosis import all_finite, failure_message
+from scvi_dist.train.metrics import HELD_STEPS, without_graph
 from scvi_dist.train.training_plan import TrainingPlan
 
 
@@ -71,17 +72,27 @@ class WatchLoss(Callback):
         self.every = every
         self.mean_loss = float("nan")
         self._sum: Tensor | None = None
+        self._held: list[tuple[Tensor, int]] = []
         self._n_cells = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
-        # Lightning's loss carries the factor that makes ranks weigh what their cells weigh.
-        loss, weight = outputs["loss"].detach(), batch.n_global / self.world.size
-        self._sum = loss * weight if self._sum is None else self._sum.add_(loss, alpha=weight)
-        self._n_cells += batch.n_global
+        n_cells = batch.n_global
+        self._held.append((without_graph(outputs["loss"]), n_cells))
+        self._n_cells += n_cells
         if plan.cursor.global_step % self.every == 0:
             self.look(plan)
+        elif len(self._held) == HELD_STEPS:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Add what is held, step by step, so that it does not matter when."""
+        for loss, n_cells in self._held:
+            # Lightning's loss carries the factor that makes ranks weigh what their cells weigh.
+            weight = n_cells / self.world.size
+            self._sum = loss * weight if self._sum is None else self._sum.add_(loss, alpha=weight)
+        self._held = []
 
     def look(self, plan: TrainingPlan) -> None:
         """Raise if a loss since the last look is not finite; all ranks have to call it.
@@ -91,6 +102,7 @@ class WatchLoss(Callback):
         TrainingFailed
             Names step, rows and rank.
         """
+        self._fold()
         if self._sum is None:
             return
         total = plan.reduce(self._sum.reshape(1)).item()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ class KeepGoodWeights(Callback):
     """Brings back the weights of the last good step when the loss is no number any more.
 
     Comes after the callback that looks at the loss: what that has passed is copied to the CPU, not
-    every time where copies take long.
+    every time where copies take long. Two copies take turns, so that a step that ends in the middle
+    of one leaves the other as it was.
 
     Parameters
     ----------
@@ -40,6 +42,7 @@ class KeepGoodWeights(Callback):
         self._module, self._every, self._share, self._clock = module, every, share, clock
         self._step = 0
         self._weights: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}
         self._next_s = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
@@ -62,7 +65,16 @@ class KeepGoodWeights(Callback):
         state = self._module.state_dict()
         # A finite loss may have had an infinite gradient: the weights are broken, the loss is not.
         if all_finite(state.values()):
-            self._weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-            self._step = step
+            spare = self._spare
+            copies = {name: _copied(value, spare.get(name)) for name, value in state.items()}
+            self._weights, self._spare, self._step = copies, self._weights, step
         ended_s = self._clock()
         self._next_s = ended_s + (ended_s - began_s) / self._share
+
+
+def _copied(value: Tensor, place: Tensor | None) -> Tensor:
+    """A copy on the CPU, in memory that there is already if it fits."""
+    if place is None or (place.shape, place.dtype) != (value.shape, value.dtype):
+        # New memory costs as much as the copy: the system clears each page of it.
+        place = torch.empty_like(value, device="cpu")
+    return place.copy_(value)
