@@ -30,16 +30,16 @@ _STEPS = 8
 
 def new_array(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
     """An array to be filled, like ``np.empty``; a large one has a mapping of its own."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     dtype = np.dtype(dtype)
-    n_bytes = prod(sizes) * dtype.itemsize
+    count = shape if isinstance(shape, int) else prod(shape)
+    n_bytes = count * dtype.itemsize
     if n_bytes < LARGE_BYTES or dtype.hasobject:
-        return np.empty(sizes, dtype=dtype)
+        return np.empty(shape, dtype)
     memory = _MAPPINGS.take(n_bytes)
-    array = np.frombuffer(memory, dtype=dtype, count=prod(sizes))
+    array = np.frombuffer(memory, dtype=dtype, count=count)
     # Views of any kind keep this one alive, and it the mapping.
     weakref.finalize(array, _MAPPINGS.give_back, memory).atexit = False
-    return array.reshape(sizes)
+    return array.reshape(shape)
 
 
 def keep_waiting(n_bytes: int) -> None:

@@ -91,6 +91,18 @@ def check_counts(block: CsrRows, rows: np.ndarray, where: str) -> CountReport:
     return report + _empty_cells(block, rows, has_zeros)
 
 
+def check_counts_among(held: CsrRows, rows: np.ndarray, where: str) -> CountReport:
+    """What is wrong with some of the cells that are in memory; ``rows`` says which.
+
+    As :func:`check_counts` of a copy of them, which is made only where something is wrong.
+    """
+    from scvi_dist.data.count_check import rows_are_counts
+
+    if rows_are_counts(held.indptr, held.data, rows):
+        return CountReport(n_cells=len(rows))
+    return check_counts(held.take(rows), rows, where)
+
+
 def _scan(data: np.ndarray) -> tuple[bool, np.ndarray]:
     """Whether there are explicit zeros, and the entries that are no counts (int64)."""
     has_zeros, suspects = False, []

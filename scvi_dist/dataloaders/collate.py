@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,12 @@ from torch import Tensor
 from scvi_dist.batch import REGISTRY_KEYS, CellBatch, CsrRows, SparseCounts
 from scvi_dist.data.big_arrays import new_array
 from scvi_dist.data.coded_obs import CodedObs
-from scvi_dist.data.counts import CountReport, check_counts, raise_or_warn
+from scvi_dist.data.counts import (
+    CountReport,
+    check_counts,
+    check_counts_among,
+    raise_or_warn,
+)
 from scvi_dist.dataloaders.read_task import BatchCut, ReadTask, ranges_of
 from scvi_dist.dataloaders.source import OpenSource
 from scvi_dist.kernels import threads
@@ -60,8 +66,9 @@ def read_part(task: ReadTask, part: int, n_parts: int, source: OpenSource, check
     rows = task.rows[part * n // n_parts : (part + 1) * n // n_parts]
     ranges = ranges_of(rows)
     proteins = None if source.proteins is None else source.proteins.read(ranges)
-    if not check and source.rows_in_memory is not None:
-        return ReadPart(source.rows_in_memory, None, proteins, rows)
+    if (held := source.rows_in_memory) is not None:
+        report = check_counts_among(held, rows, source.where) if check else None
+        return ReadPart(held, report, proteins, rows)
     block = source.store.read_rows(ranges, source.genes)
     report = check_counts(block, rows, source.where) if check else None
     return ReadPart(_narrow(block), report, proteins)
@@ -89,8 +96,7 @@ class TaskRows:
         self._parts = [part for part in parts if part.n_cells]
         self._proteins = [part for part in proteins if len(part)]
         self._among = among
-        self._firsts = _firsts([part.n_cells for part in self._parts])
-        self._lengths = np.concatenate([_lengths(part, among) for part in self._parts])
+        self.n_cells = sum(part.n_cells for part in self._parts) if among is None else len(among)
         self.n_genes = self._parts[0].n_genes
 
     @staticmethod
@@ -102,10 +108,6 @@ class TaskRows:
             # All look at the same rows, which are in memory.
             return TaskRows([parts[0].counts], proteins, np.concatenate(among))
         return TaskRows([part.counts for part in parts], proteins)
-
-    @property
-    def n_cells(self) -> int:
-        return len(self._lengths)
 
     def gather_proteins(self, pick: np.ndarray) -> np.ndarray | None:
         """float32 ``[n, p]`` of the picked rows, an array of its own; ``None`` without proteins."""
@@ -124,20 +126,39 @@ class TaskRows:
 
         With ``as_stored`` values and indices are of the types that they were read with.
         """
-        from scvi_dist.dataloaders.kernels import gather_rows
+        return next(self.gather_each([pick], as_stored))
 
-        indptr = np.zeros(len(pick) + 1, dtype=np.int64)
-        np.cumsum(self._lengths[pick], out=indptr[1:])
-        index_type, value_type = np.dtype(np.int32), np.dtype(np.float32)
+    def gather_each(
+        self, picks: Sequence[np.ndarray], as_stored: bool = False
+    ) -> Iterator[CsrRows]:
+        """What :meth:`gather` gives for each of some picks, made when it is asked for."""
+        from scvi_dist.dataloaders.kernels import gather_parts
+
+        types = np.dtype(np.int32), np.dtype(np.float32)
         if as_stored:
-            index_type = np.result_type(*(part.indices for part in self._parts))
-            value_type = np.result_type(*(part.data for part in self._parts))
-        indices = new_array(int(indptr[-1]), index_type)
-        data = new_array(int(indptr[-1]), value_type)
-        rows = pick if self._among is None else self._among[pick]
-        for first, part in zip(self._firsts, self._parts, strict=False):
-            gather_rows(part.indptr, part.indices, part.data, first, rows, indptr, indices, data)
-        return CsrRows(indptr, indices, data, self.n_genes)
+            types = (
+                np.result_type(*(part.indices for part in self._parts)),
+                np.result_type(*(part.data for part in self._parts)),
+            )
+        # In the order of the minibatches: none of them looks up its rows all over memory.
+        starts, lengths = self._places(np.concatenate(picks))
+        ends = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        bounds = _firsts([len(pick) for pick in picks])
+        sizes = np.diff(ends[bounds]).tolist()
+        for size, (first, last) in zip(sizes, itertools.pairwise(bounds), strict=True):
+            places = starts[first:last], ends[first : last + 1]
+            yield gather_parts(self._parts, *places, size, types)
+
+    def _places(self, pick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the picked rows begin among the entries of all parts, and how many they have."""
+        if self._among is not None:
+            rows, indptr = self._among[pick], self._parts[0].indptr
+            return indptr[rows], indptr[rows + 1] - indptr[rows]
+        firsts = _firsts([len(part.indices) for part in self._parts])
+        starts = [p.indptr[:-1] + first for p, first in zip(self._parts, firsts, strict=False)]
+        lengths = [np.diff(part.indptr) for part in self._parts]
+        return np.concatenate(starts)[pick], np.concatenate(lengths)[pick]
 
 
 def execute(
@@ -159,26 +180,42 @@ def execute(
 
 def cut_batches(task: ReadTask, rows: TaskRows, coded_obs: CodedObs) -> Iterator[CellBatch]:
     """The minibatches of a task whose rows are in memory, each made when it is asked for."""
+    counts = rows.gather_each([cut.pick for cut in task.cuts])
+    for cut, cells in cut_cells(task, coded_obs):
+        yield batch_of(cut, cells, next(counts), rows.gather_proteins(cut.pick))
+
+
+class CutCells(NamedTuple):
+    """What is known of a minibatch's cells before their counts are."""
+
+    rows: np.ndarray
+    """int64 ``[n]``: row of each cell in the store."""
+    fields: dict[str, Tensor]
+    """Registry key -> ``[n, k]``."""
+
+
+def cut_cells(task: ReadTask, coded_obs: CodedObs) -> Iterator[tuple[BatchCut, CutCells]]:
+    """The cells of each minibatch of a task, looked up for all of them at once."""
+    rows = task.rows[np.concatenate([cut.pick for cut in task.cuts])]
+    fields = coded_obs.take(rows).items()
+    stop = 0
     for cut in task.cuts:
-        proteins = rows.gather_proteins(cut.pick)
-        yield batch_of(task, cut, rows.gather(cut.pick), coded_obs, proteins)
+        start, stop = stop, stop + len(cut.pick)
+        # Views of arrays and not of tensors, which would be sent whole to another process.
+        own = {key: torch.from_numpy(values_nk[start:stop]) for key, values_nk in fields}
+        yield cut, CutCells(rows[start:stop], own)
 
 
 def batch_of(
-    task: ReadTask,
-    cut: BatchCut,
-    counts: CsrRows,
-    coded_obs: CodedObs,
-    proteins: np.ndarray | None = None,
+    cut: BatchCut, cells: CutCells, counts: CsrRows, proteins: np.ndarray | None = None
 ) -> CellBatch:
-    """A minibatch of these counts, with the codes of its cells."""
-    rows = task.rows[cut.pick]
-    fields = coded_obs.take(rows)
+    """A minibatch of these cells and their counts."""
+    rows, fields = cells
     if proteins is not None:
-        fields[REGISTRY_KEYS.PROTEIN_EXP_KEY] = proteins
+        fields[REGISTRY_KEYS.PROTEIN_EXP_KEY] = torch.from_numpy(proteins)
     return CellBatch(
         x=sparse_tensors(counts),
-        fields={key: torch.from_numpy(values_nk) for key, values_nk in fields.items()},
+        fields=fields,
         rows=rows,
         position=cut.position,
         start=cut.start,
@@ -283,13 +320,6 @@ def _without_empty(report: CountReport) -> CountReport:
 def _firsts(lengths: Sequence[int]) -> list[int]:
     """Where each of some stretches begins, one after the other, and where the last one ends."""
     return [0, *itertools.accumulate(lengths)]
-
-
-def _lengths(rows: CsrRows, among: np.ndarray | None) -> np.ndarray:
-    """Entries of rows, or of those among them."""
-    if among is None:
-        return np.diff(rows.indptr)
-    return rows.indptr[among + 1] - rows.indptr[among]
 
 
 def _narrow(block: CsrRows) -> CsrRows:

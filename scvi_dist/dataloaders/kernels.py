@@ -1,39 +1,65 @@
-"""Compiled loops over CSR rows. They release the GIL; compiled code is kept on disk.
+"""Loops over CSR rows, compiled. They release the GIL; compiled code is kept on disk.
 
 Axis suffixes: ``n`` cells, ``g`` genes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from scvi_dist.batch import CsrRows
+from scvi_dist.data.big_arrays import new_array
 from scvi_dist.kernels.code_cache import cached_njit
 
 _PIECE_GENES = 1024
 
 
+def gather_parts(
+    parts: Sequence[CsrRows],
+    starts: np.ndarray,
+    ends: np.ndarray,
+    n_entries: int,
+    types: tuple[np.dtype, np.dtype],
+) -> CsrRows:
+    """Rows of some parts in arrays of their own, their indices and values of these types.
+
+    Row ``k`` begins at the entry ``starts[k]`` of all parts' one after the other, and has
+    ``ends[k + 1] - ends[k]`` of the ``n_entries``.
+    """
+    indptr = np.empty(len(ends), np.int64)
+    indices, data = new_array(n_entries, types[0]), new_array(n_entries, types[1])
+    first = 0
+    for part in parts:
+        gather_rows(part.indices, part.data, first, starts, ends, indptr, indices, data)
+        first += len(part.indices)
+    return CsrRows(indptr, indices, data, parts[0].n_genes)
+
+
 @cached_njit(nogil=True)
 def gather_rows(
-    indptr: np.ndarray,
     indices: np.ndarray,
     data: np.ndarray,
     first: int,
-    pick: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
     out_indptr: np.ndarray,
     out_indices: np.ndarray,
     out_data: np.ndarray,
 ) -> None:
-    """Copy those picked rows that lie in this part to their places in the output.
+    """Copy those rows that lie in this part to their places in the output.
 
-    The part holds the rows ``first … first + n - 1``; others are left to other parts.
+    The part holds the entries from ``first`` on; rows that begin in others are left to them.
     """
-    last = first + len(indptr) - 1
-    for k in range(len(pick)):
-        if first <= pick[k] < last:
-            row = pick[k] - first
-            start, stop, place = indptr[row], indptr[row + 1], out_indptr[k]
+    for k in range(len(ends)):
+        out_indptr[k] = ends[k] - ends[0]
+    for k in range(len(starts)):
+        start = starts[k] - first
+        if 0 <= start < len(indices):
+            place, stop = out_indptr[k], out_indptr[k + 1]
             # Loops over slices from 0 on become vector instructions; with an offset they do not.
-            genes, values = indices[start:stop], data[start:stop]
-            out_genes = out_indices[place : place + stop - start]
-            out_values = out_data[place : place + stop - start]
+            genes = indices[start : start + stop - place]
+            values = data[start : start + stop - place]
+            out_genes, out_values = out_indices[place:stop], out_data[place:stop]
             for entry in range(len(genes)):
                 out_genes[entry] = genes[entry]
             for entry in range(len(values)):

@@ -158,19 +158,26 @@ class PlanLoader(ABC):
         self._coming = (epoch + 1, 0)
         if self._guard is not None:
             self._guard.begin()
+        n_cells, is_first = self.plan.n_cells, True
         asked = perf_counter()
-        is_first = True
         with closing(self._batches(epoch, position)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 waited = perf_counter() - asked
                 self.wait_s += waited
-                self.start_s = waited if is_first else self.start_s
-                is_first = False
+                if is_first:
+                    self.start_s, is_first = waited, False
                 after = batch.position + batch.n_global
-                at_end = after == self.plan.n_cells
-                self._cursor = (epoch + 1, 0) if at_end else (epoch, after)
+                if after < n_cells:
+                    self._cursor = (epoch, after)
+                else:
+                    self._cursor = (epoch + 1, 0)
+                    # Before it is handed out: who counts steps does not ask for one more.
+                    self._finish_check(position)
                 yield batch
                 asked = perf_counter()
+
+    def _finish_check(self, position: int) -> None:
+        """An epoch from a position on was read."""
         sees_all = not isinstance(getattr(self.plan, "rows", None), RowsByEpoch)
         if self._guard is not None and position == 0 and sees_all:
             # Every cell of this rank's epoch was looked at; later epochs hold no news.

@@ -23,12 +23,12 @@ from ray.data.datasource import ReadTask as RayReadTask
 from scvi_dist.batch import CellBatch
 from scvi_dist.data.big_arrays import keep_waiting
 from scvi_dist.dataloaders.budget import TASK_SLACK
-from scvi_dist.dataloaders.collate import batch_of
+from scvi_dist.dataloaders.collate import CutCells, batch_of, cut_cells
 from scvi_dist.dataloaders.epoch_plan import EpochPlan
 from scvi_dist.dataloaders.loader import LoaderConfig, PlanLoader
 from scvi_dist.dataloaders.patience import patiently
 from scvi_dist.dataloaders.ray_blocks import MinibatchRow, minibatch_rows, window_table
-from scvi_dist.dataloaders.read_task import BatchCut, ReadTask
+from scvi_dist.dataloaders.read_task import BatchCut
 from scvi_dist.dataloaders.source import CellSource, OpenSource
 from scvi_dist.dataloaders.threads import one_ahead
 from scvi_dist.errors import ConfigError, PlanError, ScviDistError
@@ -169,10 +169,9 @@ class RayLoader(PlanLoader):
         self._shared = ray.put((plan, self.source.cell_source))
 
     def _batches(self, epoch: int, position: int) -> Iterator[CellBatch]:
-        coded_obs = self.source.coded_obs
         n_genes = self.source.schema.n_vars
         with closing(self._rows(epoch, position)) as rows:  # type: ignore[type-var]
-            for task, cut in self._cuts(epoch, position):
+            for cut, cells in self._cuts(epoch, position):
                 row = next(rows, None)
                 if row is None or row.step != cut.step:
                     raise PlanError(
@@ -185,12 +184,11 @@ class RayLoader(PlanLoader):
                 counts, proteins = row.counts(n_genes), row.protein_counts()
                 # A row keeps its whole block in the object store.
                 del row
-                yield batch_of(task, cut, counts, coded_obs, proteins)
+                yield batch_of(cut, cells, counts, proteins)
 
-    def _cuts(self, epoch: int, position: int) -> Iterator[tuple[ReadTask, BatchCut]]:
+    def _cuts(self, epoch: int, position: int) -> Iterator[tuple[BatchCut, CutCells]]:
         for task in self.plan.tasks(epoch, self.rank, self.world, position):
-            for cut in task.cuts:
-                yield task, cut
+            yield from cut_cells(task, self.source.coded_obs)
 
     def _rows(self, epoch: int, position: int) -> Iterator[MinibatchRow]:
         windows = self.plan.windows(position)

@@ -10,7 +10,12 @@ from scipy.sparse import csr_matrix
 
 from scvi_dist.batch import CsrRows
 from scvi_dist.data import counts
-from scvi_dist.data.counts import CountReport, check_counts, raise_or_warn
+from scvi_dist.data.counts import (
+    CountReport,
+    check_counts,
+    check_counts_among,
+    raise_or_warn,
+)
 from scvi_dist.errors import BadCounts
 
 NAMES = [f"gene{i}" for i in range(6)]
@@ -65,6 +70,29 @@ def test_every_kind_is_counted_and_parts_add_up(values: list, cut: int, chunk: i
     assert whole.is_clean == (not any(counted(dense_ng).values()))
 
 
+@settings(deadline=None)
+@given(
+    values=st.lists(
+        st.sampled_from([0.0, 0.0, 1.0, 2.0, 2.0, 7.0, -1.0, 0.25, np.nan, np.inf, -np.inf]),
+        min_size=12,
+        max_size=12,
+    ),
+    among=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    explicit=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_cells_among_others_are_as_a_copy_of_them(
+    values: list, among: list, explicit: bool, dtype: type
+) -> None:
+    dense_ng, rows = np.array(values, dtype=dtype).reshape(4, 3), np.array(among)
+    held = rows_of(dense_ng)
+    if explicit:
+        genes = np.tile(np.arange(3, dtype=np.int32), 4)
+        held = CsrRows(np.arange(5) * 3, genes, dense_ng.ravel(), 3)
+    report = check_counts_among(held, rows, "here")
+    assert repr(report) == repr(check_counts(held.take(rows), rows, "here"))
+
+
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_bad_entry_among_a_million_is_found(kind: str, dtype: type) -> None:
@@ -86,10 +114,12 @@ def test_one_bad_entry_among_a_million_is_found(kind: str, dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_whole_numbers_can_only_be_negative(dtype: type) -> None:
     dense_ng = np.array([[1, 0, 3], [0, 0, 250]]).astype(dtype)
-    assert check_counts(rows_of(dense_ng), np.arange(2), "here").is_clean
+    for check in (check_counts, check_counts_among):
+        assert check(rows_of(dense_ng), np.arange(2), "here").is_clean
     if np.issubdtype(dtype, np.signedinteger):
         dense_ng[1, 2] = -5
-        assert check_counts(rows_of(dense_ng), np.arange(2), "here").n_negative == 1
+        for check in (check_counts, check_counts_among):
+            assert check(rows_of(dense_ng), np.arange(2), "here").n_negative == 1
 
 
 def test_a_cell_of_explicit_zeros_is_empty() -> None:

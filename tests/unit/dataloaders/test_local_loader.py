@@ -4,6 +4,7 @@ import threading
 import tracemalloc
 import warnings
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -155,9 +156,11 @@ def test_an_abandoned_epoch_leaves_no_thread(loader):
     assert len(list(loader)) == len(loader)
 
 
-def test_errors_of_the_store_reach_the_training_loop(cells, monkeypatch):
-    loader = LocalLoader(plan_of(613), cells.source, CONFIG)
-    read, calls = cells.source.store.read_rows, []
+def test_errors_of_the_store_reach_the_training_loop(cells, monkeypatch, tmp_path):
+    cells.adata.write_h5ad(tmp_path / "cells.h5ad")
+    store = open_store(tmp_path / "cells.h5ad")
+    loader = LocalLoader(plan_of(613), OpenSource(store, cells.source.schema), CONFIG)
+    read, calls = store.read_rows, []
 
     def fail(ranges, genes=None):
         calls.append(ranges)
@@ -165,7 +168,7 @@ def test_errors_of_the_store_reach_the_training_loop(cells, monkeypatch):
             raise StoreError("the disk is gone")
         return read(ranges, genes)
 
-    monkeypatch.setattr(cells.source.store, "read_rows", fail)
+    monkeypatch.setattr(store, "read_rows", fail)
     with pytest.raises(StoreError, match="the disk is gone") as caught:
         list(loader)
     assert "while reading rows" in caught.value.__notes__[0]
@@ -183,6 +186,18 @@ def test_counts_are_looked_at_in_the_first_whole_epoch_only(make_cells):
         list(loader)
     with pytest.warns(UserWarning, match="1 of 120 cells have no counts at all, first row 90"):
         list(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(loader)) == 4
+
+
+def test_a_pass_is_over_with_its_last_minibatch(make_cells):
+    x_ng = np.ones((120, 8), np.float32)
+    x_ng[90] = 0
+    loader = LocalLoader(plan_of(120), make_cells(x_ng).source, CONFIG)
+    with pytest.warns(UserWarning, match="1 of 120 cells have no counts at all, first row 90"):
+        # As a trainer does, which knows how many there are and never asks for one more.
+        assert len(list(islice(loader, len(loader)))) == 4
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(loader)) == 4
