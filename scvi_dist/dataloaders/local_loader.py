@@ -8,6 +8,7 @@ from scvi_dist.dataloaders.collate import (
     CountGuard,
     TaskRows,
     cut_batches,
+    execute,
     n_parts_of,
     read_part,
 )
@@ -37,8 +38,12 @@ def read_batches(
 ) -> Iterator[CellBatch]:
     """The minibatches of tasks, as :func:`~scvi_dist.dataloaders.collate.execute` makes them.
 
-    Background threads read one task ahead, inside the budget.
+    Background threads read one task ahead, inside the budget; of rows in memory nothing is read.
     """
+    if source.rows_in_memory is not None:
+        for task in tasks:
+            yield from execute(task, source, guard)
+        return
     coded_obs = source.coded_obs
     bytes_per_cell = source.bytes_per_cell
     ahead = ReadAhead(

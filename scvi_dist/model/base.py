@@ -109,7 +109,9 @@ class BaseModel(TrainedModel, ABC):
             callbacks=callbacks,
             loggers=loggers,
         )
-        self.module.load_state_dict(result.state_dict)
+        if settings.ray is not None:
+            # Workers trained copies.
+            self.module.load_state_dict(result.state_dict)
         self.module.eval()
         new = as_history(result.history)
         # A resumed run tells its whole history again.
