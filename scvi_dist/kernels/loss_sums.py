@@ -16,15 +16,15 @@ def _fill_sums(first_n: np.ndarray, second_n: np.ndarray, weight: float, sums: n
     for i in range(n):
         first += first_n[i]
         second += second_n[i]
-    sums[0], sums[1], sums[2] = (first + weight * second) / max(n, 1), first, second
-    sums[3] = 0.0
+    total = first + weight * second
+    sums[0], sums[1], sums[2], sums[3], sums[4] = total / max(n, 1), total, first, second, 0.0
 
 
 def loss_sums(first_n: Tensor, second_n: Tensor, weight: float) -> Tensor:
-    """``[4]``: the mean of the first terms and the weighted second ones, the sum of each, and 0.
+    """``[5]``: the mean of the first terms and the weighted second ones, sums of both and each, 0.
 
     Of no cells all are 0. Summed in float64.
     """
-    sums = np.empty(4, first_n.numpy().dtype)
+    sums = np.empty(5, first_n.numpy().dtype)
     _fill_sums(first_n.numpy(), second_n.numpy(), weight, sums)
     return torch.from_numpy(sums)

@@ -47,6 +47,8 @@ class LossOutput:
     ----------
     reconstruction_loss_sum, kl_local_sum, kl_global_sum
         0-d sums over cells and over entries.
+    loss_sum
+        0-d sum of the loss over the cells; None where nobody has computed it.
     gradients
         Derivatives of a loss without a graph by the parameters; None where it has one.
 
@@ -89,6 +91,7 @@ class LossOutput:
         if n_obs_minibatch is None:
             n_obs_minibatch = next(iter(self.reconstruction_loss.values())).shape[-1]
         self.n_obs_minibatch: int = n_obs_minibatch
+        self.loss_sum: Tensor | None = None
         self.gradients: dict[nn.Parameter, Tensor] | None = None
 
     @classmethod
@@ -105,13 +108,14 @@ class LossOutput:
         Parameters
         ----------
         sums
-            Of the reconstruction loss and of the divergences of each cell; a zero, for those that
-            cells share.
+            Of the loss, of the reconstruction loss and of the divergences of each cell; a zero,
+            for those that cells share.
         """
         output = cls.__new__(cls)
-        output.reconstruction_loss_sum, output.kl_local_sum, output.kl_global_sum = sums
+        output.loss_sum, output.reconstruction_loss_sum, output.kl_local_sum, nothing = sums
+        output.kl_global_sum = nothing
         output.loss, output.reconstruction_loss = loss, {"reconstruction_loss": reconstruction_n}
-        output.kl_local, output.kl_global = kl_local, {"kl_global": output.kl_global_sum}
+        output.kl_local, output.kl_global = kl_local, {"kl_global": nothing}
         output.classification_loss = output.logits = output.true_labels = None
         output.extra_metrics, output.gradients = {}, gradients
         output.n_obs_minibatch = reconstruction_n.shape[0]

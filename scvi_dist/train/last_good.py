@@ -13,7 +13,7 @@ from scvi_dist.batch import CellBatch
 from scvi_dist.errors import TrainingFailed
 from scvi_dist.train.diagnosis import all_finite
 
-SHARE = 0.02
+SHARE = 0.01
 """Of the time, at most, is spent on copies of the weights."""
 
 

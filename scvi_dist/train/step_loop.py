@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from scvi_dist.batch import CellBatch
+from scvi_dist.train.training_plan import TrainingPlan
 
 AFTER_STEP = "on_train_batch_end"
 STEP_HOOKS = (
@@ -56,7 +57,7 @@ class StepLoop(_TrainingEpochLoop):
         super().__init__(trainer, min_steps=replaced.min_steps, max_steps=replaced.max_steps)
         self._ours = tuple(ours)
         self._after_step: list[Callable[..., None]] = []
-        self._clips = True
+        self._clips = self._transfers = True
         self._training_step: Callable[[CellBatch, int], Any] = trainer.strategy.training_step
 
     @property
@@ -86,15 +87,17 @@ class StepLoop(_TrainingEpochLoop):
             for callback in self.trainer.callbacks
             if _has_own(callback, Callback, (AFTER_STEP,))
         ]
-        clips_itself = _has_own(
-            self.trainer.lightning_module, pl.LightningModule, ("configure_gradient_clipping",)
-        )
+        plan = self.trainer.lightning_module
+        clips_itself = _has_own(plan, pl.LightningModule, ("configure_gradient_clipping",))
         self._clips = clips_itself or self.trainer.gradient_clip_val is not None
+        # Minibatches come from the loaders on a CPU: there the plan leaves them as they are.
+        transfers_itself = _has_own(plan, TrainingPlan, ("transfer_batch_to_device",))
+        self._transfers = transfers_itself or self.trainer.strategy.root_device.type != "cpu"
         self._training_step = self._shortest_training_step()
         self.reset()
         self.on_run_start(data_fetcher)
         # Whoever could change the module between two steps has Lightning's own loop.
-        with self.trainer.lightning_module.unchanged_module(self._needs_graph()):
+        with plan.unchanged_module(self._needs_graph()):
             while not self.done:
                 try:
                     self._step(data_fetcher)
@@ -104,11 +107,13 @@ class StepLoop(_TrainingEpochLoop):
 
     def _step(self, data_fetcher: Any) -> None:
         """One minibatch; nothing of it is held when the next one is waited for."""
-        trainer, strategy, plan = self.trainer, self.trainer.strategy, self.trainer.lightning_module
+        trainer, plan = self.trainer, self.trainer.lightning_module
         optimizer, progress = trainer.optimizers[0], self.batch_progress
         given, _, _ = next(data_fetcher)
         progress.is_last_batch = data_fetcher.done
-        batch: CellBatch = plan.transfer_batch_to_device(given, strategy.root_device, 0)
+        batch: CellBatch = given
+        if self._transfers:
+            batch = plan.transfer_batch_to_device(given, trainer.strategy.root_device, 0)
         progress.increment_ready()
         progress.increment_started()
         batch_idx = self.batch_idx

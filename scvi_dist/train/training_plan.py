@@ -225,15 +225,15 @@ class TrainingPlan(pl.LightningModule):
         kl_global = output.kl_global_sum
         if not isinstance(kl_global, Tensor):
             kl_global = torch.as_tensor(kl_global, device=output.loss.device)
-        per_batch = {"kl_global": kl_global.reshape(())}
+        per_batch = {"kl_global": kl_global.reshape(()) if kl_global.dim() else kl_global}
         sums.add(self._cell_sums(output, batch), per_batch, n, n / max(batch.n_global, 1))
 
     def _cell_sums(self, output: Any, batch: CellBatch) -> dict[str, Tensor]:
         """Name -> sum over the cells that count."""
         # A module's terms are over these cells: padding is in none of them.
-        n = batch.n_real
+        n, loss_sum = batch.n_real, getattr(output, "loss_sum", None)
         per_cell = {
-            "loss": output.loss * n,
+            "loss": output.loss * n if loss_sum is None else loss_sum,
             "reconstruction_loss": output.reconstruction_loss_sum,
             "kl_local": output.kl_local_sum,
         }
