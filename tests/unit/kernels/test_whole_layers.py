@@ -1,14 +1,21 @@
 """Layers and posteriors computed as a whole are what torch computes part by part."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from scvi_dist.kernels import threads
 from scvi_dist.kernels.choice import KERNELS
+from scvi_dist.kernels.layer_product import FEW_INPUTS
+from scvi_dist.kernels.loss_sums import loss_sums
 from scvi_dist.kernels.posterior import posterior
+from scvi_dist.kernels.small_products import multiply_few, multiply_few_slopes
 from scvi_dist.nn.encoder import Encoder
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NoiseStream
@@ -29,11 +36,12 @@ def results(layers: FCLayers, x_nk: Tensor, codes: Tensor, whole: bool) -> list[
 
 @pytest.mark.parametrize("dropout_rate", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("n_cat", [1, 3])
-def test_layers_are_as_exact_as_torch(dropout_rate: float, n_cat: int) -> None:
+@pytest.mark.parametrize("n_in", [7, FEW_INPUTS + 9])
+def test_layers_are_as_exact_as_torch(dropout_rate: float, n_cat: int, n_in: int) -> None:
     torch.manual_seed(0)
     noise = NoiseStream()
-    layers = FCLayers(7, 20, [n_cat], n_layers=2, dropout_rate=dropout_rate, noise=noise)
-    x, codes = torch.randn(N_CELLS, 7) * 3 + 5, torch.randint(0, n_cat, (N_CELLS, 1))
+    layers = FCLayers(n_in, 20, [n_cat], n_layers=2, dropout_rate=dropout_rate, noise=noise)
+    x, codes = torch.randn(N_CELLS, n_in) * 3 + 5, torch.randint(0, n_cat, (N_CELLS, 1))
     found = []
     for double, whole in ((True, False), (False, False), (False, True)):
         own = copy.deepcopy(layers)
@@ -100,3 +108,39 @@ def test_adam_moves_as_torch_does_and_goes_on_after_loading(
                 state["exp_avg"] = state["exp_avg"].clone()
         found[name] = [p.detach() for p in params]
     torch.testing.assert_close(found["ours"], found["torch"], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    k=st.integers(1, 40),
+    h=st.integers(1, 300),
+    c=st.integers(0, 40),
+    real=st.sampled_from([np.float32, np.float64]),
+)
+def test_small_products_and_their_derivatives(n: int, k: int, h: int, c: int, real: Any) -> None:
+    rng = np.random.default_rng(n * k * h)
+    x, weight, slope = (rng.normal(size=shape).astype(real) for shape in ((n, k), (h, k), (n, h)))
+    units, by_weight, by_x = (
+        np.empty((n, h), real),
+        np.empty((h, k), real),
+        np.empty((n, min(c, k)), real),
+    )
+    multiply_few(x, weight, units)
+    multiply_few_slopes(slope, x, weight, by_weight, by_x)
+    truth = [np.float64(x) @ np.float64(weight.T), np.float64(slope.T) @ np.float64(x)]
+    truth.append((np.float64(slope) @ np.float64(weight))[:, : min(c, k)])
+    eps = np.finfo(real).eps
+    for seen, expected in zip((units, by_weight, by_x), truth, strict=True):
+        np.testing.assert_allclose(seen, expected, rtol=0, atol=8 * eps * (k + h + n))
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_sums_of_a_loss(n: int) -> None:
+    first, second = torch.rand(n) * 1e4, torch.rand(n)
+    mean, total, *each, nothing = loss_sums(first, second, 0.25).double()
+    sums = [float(x.double().sum()) for x in (first, second)]
+    assert [float(x) for x in each] == pytest.approx(sums, rel=1e-6)
+    assert float(total) == pytest.approx(sums[0] + 0.25 * sums[1], rel=1e-6)
+    assert float(mean) == pytest.approx(float(total) / max(n, 1), rel=1e-6)
+    assert float(nothing) == 0.0
