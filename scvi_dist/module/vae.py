@@ -201,9 +201,11 @@ class VAE(VAENetworks):
 
     def objective(self, tensors: Tensors, **loss_kwargs: Any) -> LossOutput:
         """As :meth:`BaseModule.objective`; where kernels can, from end to end without a graph."""
-        return self.steps_objective()(tensors, **loss_kwargs)
+        return objective_of(self, VAE, super().objective, True)(tensors, **loss_kwargs)
 
     def steps_objective(self, with_graph: bool = True) -> Callable[..., LossOutput]:
+        if getattr(self.objective, "__func__", None) is not VAE.objective:
+            return self.objective
         return objective_of(self, VAE, super().objective, with_graph)
 
     def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:

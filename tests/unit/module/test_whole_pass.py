@@ -132,6 +132,28 @@ def test_a_loss_of_somebodys_own_is_asked() -> None:
     assert_same_step(module, cells())
 
 
+class _OwnObjective(VAE):
+    def objective(self, *args: Any, **kwargs: Any) -> LossOutput:
+        output = super().objective(*args, **kwargs)
+        output.loss = output.loss * 3
+        return output
+
+
+def test_an_objective_of_somebodys_own_is_asked_in_steps_too() -> None:
+    torch.manual_seed(0)
+    module, batch = (
+        _OwnObjective(n_input=9, n_batch=3, n_labels=2, n_hidden=16, n_latent=4),
+        cells(),
+    )
+    losses = []
+    for objective in (module.objective, module.steps_objective(with_graph=False)):
+        module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
+        losses.append(objective(batch).loss)
+    module.noise.at(3, 0, 0, batch.n_cells, batch.n_global)
+    plain = VAE.objective(module, batch).loss
+    torch.testing.assert_close(losses, [3 * plain, 3 * plain])
+
+
 class _Halved(Encoder):
     def forward(self, *args: Any) -> Any:
         law, latent = super().forward(*args)
