@@ -204,9 +204,8 @@ class VAE(VAENetworks):
         return objective_of(self, VAE, super().objective, True)(tensors, **loss_kwargs)
 
     def steps_objective(self, with_graph: bool = True) -> Callable[..., LossOutput]:
-        if getattr(self.objective, "__func__", None) is not VAE.objective:
-            return self.objective
-        return objective_of(self, VAE, super().objective, with_graph)
+        is_own = getattr(self.objective, "__func__", None) is not VAE.objective
+        return self.objective if is_own else objective_of(self, VAE, super().objective, with_graph)
 
     def _fused(self, batch: CellBatch, given: dict[str, Any]) -> Generated:
         """Generative outputs with the loss of the counts in place of their law."""
