@@ -55,6 +55,8 @@ class Kernel:
     """Computes a trained layer as a whole; None where torch does, part by part."""
     posterior: Posterior | None = None
     """Computes a posterior and what the loss needs of it; None where torch does."""
+    fold_norm: Callable[[Tensor, Tensor | None, nn.BatchNorm1d], None] | None = None
+    """Evaluates a batch norm and a ReLU at once; None where torch does, one after the other."""
     passes: Passes | None = None
     """The same two, each forward and backward without a graph; None where there are none."""
 
@@ -78,6 +80,7 @@ def _numba() -> Kernel:
         products_numba.row_sums,
         hidden_layer.hidden_layer,
         posterior.posterior,
+        hidden_layer.fold_norm,
         Passes(
             hidden_layer.LayerPass,
             posterior.PosteriorPass,

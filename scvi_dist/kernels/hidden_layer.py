@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scvi_dist.kernels.hidden_rows import Moments, Norm, activate, deactivate
+from scvi_dist.kernels.hidden_rows import Moments, Norm, activate, deactivate, rectify
 from scvi_dist.kernels.layer_product import LayerProduct
 from scvi_dist.kernels.sparse_linear import SparseColumns
 
@@ -36,6 +36,24 @@ def hidden_layer(
     dense = x.dense_nc if isinstance(x, SparseColumns) else x
     layer = LayerPass(linear, norm)
     return _HiddenLayer.apply(layer, (keep_nh, factor), x, *layer.parameters, dense)
+
+
+def fold_norm(units_nh: Tensor, bias_h: Tensor | None, norm: nn.BatchNorm1d) -> None:
+    """Turn a product ``[n, h]`` into the units of a layer that is not trained, in place.
+
+    Parameters
+    ----------
+    bias_h
+        What is added to the product.
+    norm
+        In evaluation: one slope and one offset of each unit. A ReLU comes after it.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean = norm.running_mean if bias_h is None else norm.running_mean - bias_h
+    slope = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    given = units_nh, slope, norm.bias - mean * slope
+    rectify(*(t.detach().numpy() for t in given))
 
 
 class LayerSlopes(NamedTuple):

@@ -197,3 +197,15 @@ def deactivate(
     for j in range(3):
         for k in range(weight_h.size):
             sums_3h[j, k] = real(sums[j, k])
+
+
+@compiled()
+def rectify(units_nh: np.ndarray, slope_h: np.ndarray, offset_h: np.ndarray) -> None:
+    """Multiply units by slopes, add offsets and cut them at zero, in place."""
+    zero = units_nh.dtype.type(0.0)
+    for n in range(len(units_nh)):
+        row = units_nh[n]
+        for k in range(row.size):
+            value = row[k] * slope_h[k] + offset_h[k]
+            # Not the other way round: a NaN is to be seen.
+            row[k] = zero if value <= zero else value

@@ -18,10 +18,13 @@ class Products(Protocol):
 
     @property
     def hidden_layer(self) -> Any:
-        """See :class:`~scvi_dist.kernels.choice.Kernel`, as for ``posterior``."""
+        """See :class:`~scvi_dist.kernels.choice.Kernel`, as for ``posterior`` and ``fold_norm``."""
 
     @property
     def posterior(self) -> Any: ...
+
+    @property
+    def fold_norm(self) -> Any: ...
 
     def multiply(self, x: SparseCounts, weight_gh: Tensor) -> Tensor:
         """``[n, h]``, of the dtype of the weights."""

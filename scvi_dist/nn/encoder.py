@@ -138,10 +138,22 @@ class Encoder(nn.Module):
 
     def posterior(self, x: Tensor | SparseColumns, *cat_list: Tensor | None) -> Normal:
         """The law ``[n, n_output]`` of the latent variable before its transformation."""
-        hidden = self.encoder(x, *cat_list)
-        mean = full_precision(self.mean_encoder(hidden))
-        variance = self.var_activation(full_precision(self.var_encoder(hidden))) + self.var_eps
+        mean, raw = (full_precision(units) for units in self._heads(self.encoder(x, *cat_list)))
+        variance = self.var_activation(raw) + self.var_eps
         return Normal(mean, variance.sqrt(), validate_args=False)
+
+    def _heads(self, hidden: Tensor) -> Iterable[Tensor]:
+        """What the mean head and the variance head give."""
+        heads = self.mean_encoder, self.var_encoder
+        is_watched = torch.nn.modules.module._has_any_global_hook() or any(
+            head._forward_hooks or head._forward_pre_hooks for head in heads
+        )
+        if torch.is_grad_enabled() or is_watched or any(type(h) is not nn.Linear for h in heads):
+            return [head(hidden) for head in heads]
+        # So narrow a product takes as long for both as for one.
+        weight = torch.cat([head.weight for head in heads])
+        bias = torch.cat([head.bias for head in heads])
+        return nn.functional.linear(hidden, weight, bias).chunk(2, dim=-1)
 
     def draw(self, law: Normal, sample_shape: torch.Size = NO_SAMPLES) -> Tensor:
         """A reparameterised draw ``[*sample_shape, n, n_output]`` of the latent variable."""

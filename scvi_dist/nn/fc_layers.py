@@ -142,6 +142,9 @@ class FCLayers(nn.Module):
                 mask = mask_of(dropout, (units.shape[0], linear.out_features), units.dtype)
                 units = whole(seen, linear, norm, *mask)
                 continue
+            if isinstance(units, SparseColumns) and _folds(parts, units):
+                units = _folded(parts, units, covariates)
+                continue
             for part in parts:
                 if isinstance(units, SparseColumns):
                     units = _sparse_linear(part, units, covariates)
@@ -212,6 +215,29 @@ def _sparse_linear(layer: nn.Linear, x: SparseColumns, covariates: Tensor | None
     x = x if covariates is None else x.with_columns(covariates)
     first_trained = layer.in_features - getattr(layer, "n_trained", layer.in_features)
     return x.linear(layer.weight, layer.bias, first_trained)
+
+
+def _folds(parts: nn.Sequential, x: SparseColumns) -> bool:
+    """Whether a layer is evaluated, and nobody wants to see what is in the middle of it."""
+    linear, norm, *rest = parts if len(parts) > 1 else (None, None)
+    if x.products.fold_norm is None or torch.is_grad_enabled() or type(linear) not in _LINEAR:
+        return False
+    if not isinstance(norm, nn.BatchNorm1d) or tuple(map(type, rest)) not in _WHOLE:
+        return False
+    is_evaluated = norm.affine and norm.track_running_stats and not any(p.training for p in parts)
+    has_hooks = torch.nn.modules.module._has_any_global_hook() or any(
+        p._forward_hooks or p._forward_pre_hooks for p in parts
+    )
+    return is_evaluated and not has_hooks and x.dtype == norm.weight.dtype
+
+
+def _folded(parts: nn.Sequential, x: SparseColumns, covariates: Tensor | None) -> Tensor:
+    """Units ``[n, h]`` of a first layer that is evaluated; records no graph."""
+    linear, norm, *_ = parts
+    x = x if covariates is None else x.with_columns(covariates)
+    units_nh = x.times(linear.weight)
+    x.products.fold_norm(units_nh, linear.bias, norm)
+    return units_nh
 
 
 def beside(x: Tensor | SparseColumns, columns: Tensor | None) -> Tensor | SparseColumns:

@@ -130,6 +130,25 @@ def test_a_partly_frozen_layer_trains_its_last_columns(kernel: str) -> None:
 
 
 @each_kernel
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_evaluated_layer_is_that_of_dense_counts(kernel: str, bias: bool) -> None:
+    layers = FCLayers(20, 6, n_cat_list=[3], n_layers=2, n_hidden=37, bias=bias).double().to(DEVICE)
+    x_ng, codes = counts(8, 20), torch.arange(8, device=DEVICE).remainder(3)[:, None]
+    dense = torch.from_numpy(x_ng).to(DEVICE)
+    for _ in range(3):
+        layers(torch.log1p(dense).double() * 3, codes)
+    expected = layers.eval()(dense.double(), codes)
+    columns = SparseColumns(sparse(x_ng), None, KERNELS[kernel]())
+    with torch.no_grad():
+        seen = layers.float()(columns, codes)
+        torch.testing.assert_close(seen.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        norm, seen_units = layers.fc_layers[0][1], []
+        norm.register_forward_hook(lambda module, given, out: seen_units.append(out))
+        torch.testing.assert_close(layers(columns, codes), seen, rtol=1e-5, atol=1e-5)
+    assert [units.shape for units in seen_units] == [(8, 37)]
+
+
+@each_kernel
 def test_sums_of_rows(kernel: str) -> None:
     x_ng = counts(9, 11)
     sums = KERNELS[kernel]().row_sums(sparse(x_ng))
