@@ -6,7 +6,7 @@ dispersions of their own.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,59 +72,6 @@ class CountModel:
     log_theta_tg: Tensor | None
     """... of those of each kind of cells. A Poisson law has neither."""
     zeros_are_cut: bool = False
-    """As for :class:`CountProblem`."""
-
-    @property
-    def heads(self) -> Iterator[tuple[str, Head]]:
-        """The heads that there are, by name."""
-        for name in ("scale", "dropout", "dispersion"):
-            head = getattr(self, name)
-            if head is not None:
-                yield name, head
-
-    def detached(self) -> "CountModel":
-        """Without graphs; of the same memory."""
-        heads: dict[str, Any] = {name: head.detached() for name, head in self.heads}
-        table = None if self.log_theta_tg is None else self.log_theta_tg.detach()
-        return replace(self, log_theta_tg=table, **heads)
-
-    def problem(
-        self, counts: SparseCounts, hidden_nh: Tensor, log_size_n: Tensor, group_n: Tensor | None
-    ) -> "CountProblem":
-        """The likelihood of some cells."""
-        return CountProblem(
-            self.law,
-            counts,
-            hidden_nh,
-            log_size_n,
-            self.scale,
-            self.dropout,
-            self.dispersion,
-            self.log_theta_tg,
-            group_n,
-            self.zeros_are_cut,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CountProblem:
-    """Counts, and the network whose last layer gives the parameters of their law."""
-
-    law: Law
-    counts: SparseCounts
-    hidden_nh: Tensor
-    log_size_n: Tensor
-    """Logarithm of what the scales are multiplied by."""
-    scale: Head
-    dropout: Head | None
-    """Logits of extra zeros; for ``"zinb"``."""
-    dispersion: Head | None
-    """Logarithms of each cell's dispersions, or ..."""
-    log_theta_tg: Tensor | None
-    """... of those of each kind of cells. A Poisson law has neither."""
-    group_n: Tensor | None
-    """int64: the kind of each cell; of one kind where None."""
-    zeros_are_cut: bool = False
     """Whether hidden units that are zero were cut off there, as by a ReLU: what comes before it has
     no derivative there, so that the one by such a unit need not be known, and may be given as 0."""
 
@@ -136,13 +83,46 @@ class CountProblem:
             if head is not None:
                 yield name, head
 
-    def detached(self) -> "CountProblem":
-        """Without graphs."""
+    def detached(self) -> Self:
+        """Without graphs; of the same memory."""
         heads: dict[str, Any] = {name: head.detached() for name, head in self.heads}
         table = None if self.log_theta_tg is None else self.log_theta_tg.detach()
+        return replace(self, log_theta_tg=table, **heads)
+
+    def problem(
+        self, counts: SparseCounts, hidden_nh: Tensor, log_size_n: Tensor, group_n: Tensor | None
+    ) -> "CountProblem":
+        """The likelihood of some cells."""
+        return CountProblem(
+            law=self.law,
+            scale=self.scale,
+            dropout=self.dropout,
+            dispersion=self.dispersion,
+            log_theta_tg=self.log_theta_tg,
+            zeros_are_cut=self.zeros_are_cut,
+            counts=counts,
+            hidden_nh=hidden_nh,
+            log_size_n=log_size_n,
+            group_n=group_n,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountProblem(CountModel):
+    """Counts, and the network whose last layer gives the parameters of their law."""
+
+    counts: SparseCounts
+    hidden_nh: Tensor
+    log_size_n: Tensor
+    """Logarithm of what the scales are multiplied by."""
+    group_n: Tensor | None
+    """int64: the kind of each cell; of one kind where None."""
+
+    def detached(self) -> Self:
+        # Without arguments it would look for a class that slots have replaced.
+        plain = super(CountProblem, self).detached()
         units_nh, log_size_n = self.hidden_nh.detach(), self.log_size_n.detach()
-        given = {"hidden_nh": units_nh, "log_size_n": log_size_n, "log_theta_tg": table}
-        return replace(self, **given, **heads)
+        return replace(plain, hidden_nh=units_nh, log_size_n=log_size_n)
 
     def groups(self) -> Tensor:
         """int64 ``[n]``."""

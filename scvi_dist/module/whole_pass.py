@@ -23,6 +23,7 @@ from scvi_dist.module.base import LossOutput, Tensors
 from scvi_dist.module.fused import has_kernels, takes
 from scvi_dist.module.vae_networks import VAENetworks
 from scvi_dist.nn import DecoderSCVI, Encoder, FCLayers
+from scvi_dist.nn.watched import is_watched
 from scvi_dist.nn.whole_layers import Gradients, WholeLayers, note
 
 _GOES_THROUGH = (
@@ -75,7 +76,7 @@ def can_be_whole(module: VAENetworks, kind: type) -> bool:
     methods = [(getattr(module, name), getattr(kind, name)) for name in _GOES_THROUGH]
     if any(getattr(own, "__func__", None) is not known for own, known in methods):
         return False
-    if not has_kernels(module) or _has_hooks(module):
+    if not has_kernels(module) or is_watched(module.modules()):
         return False
     if kernel_for(module.device, module.kernel).passes is None:
         return False
@@ -88,17 +89,6 @@ def can_be_whole(module: VAENetworks, kind: type) -> bool:
         return False
     dtype = encoder.mean_encoder.weight.dtype
     return encoder.encoder.is_whole(2, dtype, True) and decoder.px_decoder.is_whole(2, dtype, False)
-
-
-def _has_hooks(module: VAENetworks) -> bool:
-    """Whether somebody wants to be called when a part computes."""
-    if torch.nn.modules.module._has_any_global_hook():
-        return True
-    encoder, decoder = module.z_encoder, module.decoder
-    parts: tuple[nn.Module, ...] = (module, encoder, encoder.encoder, decoder, decoder.px_decoder)
-    return any(p._forward_hooks or p._forward_pre_hooks for p in parts) or any(
-        p._backward_hooks or p._backward_pre_hooks for p in parts
-    )
 
 
 class WholeLoss:

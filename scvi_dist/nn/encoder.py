@@ -12,6 +12,7 @@ from scvi_dist.kernels.sparse_linear import SparseColumns
 from scvi_dist.nn.fc_layers import FCLayers
 from scvi_dist.nn.noise import NO_SAMPLES, NoiseStream
 from scvi_dist.nn.precision import full_precision
+from scvi_dist.nn.watched import is_watched
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -145,10 +146,8 @@ class Encoder(nn.Module):
     def _heads(self, hidden: Tensor) -> Iterable[Tensor]:
         """What the mean head and the variance head give."""
         heads = self.mean_encoder, self.var_encoder
-        is_watched = torch.nn.modules.module._has_any_global_hook() or any(
-            head._forward_hooks or head._forward_pre_hooks for head in heads
-        )
-        if torch.is_grad_enabled() or is_watched or any(type(h) is not nn.Linear for h in heads):
+        are_plain = not is_watched(heads) and all(type(head) is nn.Linear for head in heads)
+        if torch.is_grad_enabled() or not are_plain:
             return [head(hidden) for head in heads]
         # So narrow a product takes as long for both as for one.
         weight = torch.cat([head.weight for head in heads])
@@ -173,9 +172,9 @@ class Encoder(nn.Module):
         """
         law: Normal
         whole = x.products.posterior if isinstance(x, SparseColumns) else None
-        if whole is not None and self.var_activation is torch.exp:
+        heads = self.mean_encoder, self.var_encoder
+        if whole is not None and self.var_activation is torch.exp and not is_watched(heads):
             hidden = self.encoder(x, *cat_list)
-            heads = self.mean_encoder, self.var_encoder
             law, draw = drawn(whole, hidden, heads, self.noise, self.var_eps)
             latent = self.z_transformation(draw)
         else:

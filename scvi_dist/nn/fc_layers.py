@@ -17,6 +17,7 @@ from scvi_dist.nn.noise import NoiseStream
 from scvi_dist.nn.one_hot import one_hot
 from scvi_dist.nn.partly_frozen import PartlyFrozenLinear
 from scvi_dist.nn.sync_batch_norm import SyncedBatchNorm1d
+from scvi_dist.nn.watched import is_watched
 
 
 class FCLayers(nn.Module):
@@ -225,10 +226,7 @@ def _folds(parts: nn.Sequential, x: SparseColumns) -> bool:
     if not isinstance(norm, nn.BatchNorm1d) or tuple(map(type, rest)) not in _WHOLE:
         return False
     is_evaluated = norm.affine and norm.track_running_stats and not any(p.training for p in parts)
-    has_hooks = torch.nn.modules.module._has_any_global_hook() or any(
-        p._forward_hooks or p._forward_pre_hooks for p in parts
-    )
-    return is_evaluated and not has_hooks and x.dtype == norm.weight.dtype
+    return is_evaluated and not is_watched(parts) and x.dtype == norm.weight.dtype
 
 
 def _folded(parts: nn.Sequential, x: SparseColumns, covariates: Tensor | None) -> Tensor:
@@ -277,6 +275,7 @@ def _is_whole(parts: nn.Sequential, n_cells: int, dtype: torch.dtype, is_sparse:
         and norm.momentum is not None
         and all(part.training for part in rest)
         and dtype == norm.weight.dtype
+        and not is_watched(parts)
     )
 
 
@@ -318,7 +317,6 @@ def cuts_at_zero(layers: nn.Module) -> bool:
     if type(layers) is not FCLayers:
         return False
     last = layers.fc_layers[-1]
-    parts = [layers, layers.fc_layers, last, *last]
-    hooks = (h for p in parts for h in (p._forward_hooks, p._backward_hooks, p._backward_pre_hooks))
     kinds = tuple(map(type, last))
-    return any(kinds[-len(tail) :] == tail for tail in _WHOLE) and not any(hooks)
+    is_cut = any(kinds[-len(tail) :] == tail for tail in _WHOLE)
+    return is_cut and not is_watched([layers, layers.fc_layers, last, *last])

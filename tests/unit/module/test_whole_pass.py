@@ -168,11 +168,17 @@ def test_parts_of_somebodys_own_are_asked() -> None:
     assert_same_step(module, batch)
 
 
-def test_who_looks_at_a_part_sees_it_computed() -> None:
+@pytest.mark.parametrize(
+    "where",
+    ["z_encoder", "z_encoder.var_encoder", "z_encoder.encoder.fc_layers.Layer 0.1"],
+)
+def test_who_looks_at_a_part_sees_it_computed(where: str) -> None:
     module, batch, seen = build(), cells(), []
-    module.z_encoder.register_forward_hook(lambda *_: seen.append(1))
+    module.get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
     trained(module, batch, whole=True)
     assert seen == [1]
+    module.zero_grad()
+    assert_same_step(module, batch)
 
 
 @pytest.mark.parametrize("where", ["z_encoder.encoder.fc_layers.0.0", "z_encoder.mean_encoder"])
